@@ -1,0 +1,1 @@
+//! netd: an eBPF data plane that replaces Docker's iptables rules.

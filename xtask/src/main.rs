@@ -1,0 +1,2 @@
+//! Build, test, demo and benchmark: one entry for people and CI.
+fn main() {}
