@@ -1,10 +1,14 @@
 //! How netd is built: which compiler and linker make the BPF object, and with which flags.
 //!
 //! `netd/build.rs` and the `cargo xtask` verbs share this library, so that both find the same
-//! tools and neither can build the object another way. It depends on `std` alone: everything
-//! else waits for it to compile.
+//! tools and neither can build the object another way. Without the feature `cli` it depends on
+//! `std` alone, because netd waits for it to compile; the modules of the verbs come with `cli`.
 
 pub mod bpf;
+#[cfg(feature = "cli")]
+pub mod exit;
+#[cfg(feature = "cli")]
+pub mod setup;
 pub mod system;
 pub mod toolchain;
 
