@@ -13,6 +13,11 @@ pub fn answer(yes: bool) -> ExitCode {
     if yes { ExitCode::SUCCESS } else { no() }
 }
 
+/// 2: the input is wrong; nothing was changed.
+pub fn bad_input() -> ExitCode {
+    ExitCode::from(2)
+}
+
 /// 3: cannot run on this machine; what is missing was printed.
 pub fn cannot_run() -> ExitCode {
     ExitCode::from(3)

@@ -4,12 +4,24 @@
 //! tools and neither can build the object another way. Without the feature `cli` it depends on
 //! `std` alone, because netd waits for it to compile; the modules of the verbs come with `cli`.
 
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod bpf;
+#[cfg(feature = "cli")]
+pub mod cargo;
+#[cfg(feature = "cli")]
+pub mod demo;
 #[cfg(feature = "cli")]
 pub mod exit;
 #[cfg(feature = "cli")]
+pub mod process;
+#[cfg(feature = "cli")]
 pub mod setup;
+#[cfg(feature = "cli")]
+pub mod suite;
 pub mod system;
+#[cfg(feature = "cli")]
+pub mod test;
 pub mod toolchain;
 
 use std::env;

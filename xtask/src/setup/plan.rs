@@ -433,7 +433,7 @@ impl Plan {
         self.then.push((
             format!(
                 "bpf-linker {BPF_LINKER_VERSION} for LLVM {major}: links the BPF programs; built \
-                 from crates.io into {}, in about a minute",
+                 from crates.io into {}, in one to three minutes",
                 tools.display()
             ),
             run,
