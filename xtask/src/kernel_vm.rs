@@ -85,11 +85,19 @@ impl KernelVm {
         let busybox = fs::canonicalize(&busybox)
             .with_context(|| format!("cannot find {}", busybox.display()))?;
         vm.archive.file(&busybox, "/init-tools/busybox", 0o755)?;
-        for name in program_names(Need::Network) {
+        // A shell of the host: the one in busybox prefers its own `ip` to that in PATH.
+        let others = ["sh", "bash", "nsenter", "sysctl", "unshare"];
+        for name in program_names(Need::Network).chain(others) {
             if let Some(path) = Machine.in_path(name) {
                 vm.add_program(&path)?;
             }
         }
+        vm.add_tables_family()?;
+        // tcpdump drops its privileges to a user of its own.
+        let users = "root:x:0:0::/root:/bin/sh\ntcpdump:x:100:100::/:\nnobody:x:65534:65534::/:\n";
+        let groups = "root:x:0:\ntcpdump:x:100:\nnogroup:x:65534:\n";
+        vm.archive.bytes("/etc/passwd", 0o644, users.into());
+        vm.archive.bytes("/etc/group", 0o644, groups.into());
         for family in ["x86_64-linux-gnu/xtables", "xtables"] {
             let dir = Path::new("/usr/lib").join(family);
             for plugin in Machine.entries(&dir) {
@@ -109,6 +117,21 @@ impl KernelVm {
             }
         }
         Ok(vm)
+    }
+
+    /// Everything around iptables: `-save`, `-restore`, both backends, both families.
+    fn add_tables_family(&mut self) -> anyhow::Result<()> {
+        for path in Machine.entries(Path::new("/usr/sbin")) {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
+            let starts = ["iptables", "ip6tables", "xtables"];
+            if starts.iter().any(|start| name.starts_with(start)) && path.is_file() {
+                self.add_program(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// The kernel's release, as `uname -r` will say.
@@ -148,8 +171,10 @@ impl KernelVm {
     /// A machine that does not start, does not end in time, or does not reach the command: the
     /// error has the end of the kernel's messages.
     pub fn run(mut self, name: &str, argv: &[&str], limit: Duration) -> anyhow::Result<Output> {
-        let init = init_script(&self.modules, argv);
+        let init = init_script(&self.modules);
         self.archive.bytes("/init", 0o755, init.into_bytes());
+        let command = command_script(argv);
+        self.archive.bytes("/command", 0o644, command.into_bytes());
 
         let name = format!("vm {} {name}", self.kernel.release);
         let dir = target_dir()
@@ -225,7 +250,7 @@ fn libraries_of_ldd(text: &str) -> BTreeSet<&Path> {
 }
 
 /// The first process of the guest.
-fn init_script(modules: &[String], argv: &[&str]) -> String {
+fn init_script(modules: &[String]) -> String {
     let mut script = String::from(
         "#!/init-tools/busybox sh
 bb=/init-tools/busybox
@@ -243,7 +268,6 @@ mount -t tmpfs tmpfs /tmp
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
-[ -e /bin/sh ] || ln -s /init-tools/busybox /bin/sh
 stty -F /dev/ttyS1 raw -echo
 stty -F /dev/ttyS2 raw -echo
 ",
@@ -253,19 +277,16 @@ stty -F /dev/ttyS2 raw -echo
     }
     // Forty megabytes that the command may want.
     script.push_str("rm -rf /modules\nip link set lo up\ncd /root\n");
-    let command: Vec<_> = argv.iter().map(|arg| quote(arg)).collect();
-    let _ = writeln!(
-        script,
-        "{} </dev/null >/dev/ttyS1 2>/dev/ttyS2",
-        command.join(" ")
-    );
-    // The mark waits for what background children still write, and for the port to be empty.
-    let _ = writeln!(
-        script,
-        "code=$?\nprintf '\\001exit %d\\n' $code >/dev/ttyS2"
-    );
-    script.push_str("sync\nreboot -f\n");
+    script.push_str("/bin/sh /command </dev/null >/dev/ttyS1 2>/dev/ttyS2\ncode=$?\n");
+    // Closing a port waits until it is empty.
+    script.push_str("printf '\\001exit %d\\n' $code >/dev/ttyS2\nreboot -f\n");
     script
+}
+
+/// A script for the host's shell: busybox's would look at its own commands before PATH.
+fn command_script(argv: &[&str]) -> String {
+    let words: Vec<_> = argv.iter().map(|arg| quote(arg)).collect();
+    format!("exec {}\n", words.join(" "))
 }
 
 fn quote(arg: &str) -> String {
@@ -292,10 +313,7 @@ mod tests {
 
     #[test]
     fn arguments_reach_the_guest_unchanged() {
-        let script = init_script(&[], &["netd", "it's", "$HOME"]);
-        assert!(
-            script.contains(r"'netd' 'it'\''s' '$HOME' </dev/null"),
-            "{script}"
-        );
+        let script = command_script(&["netd", "it's", "$HOME"]);
+        assert_eq!(script, "exec 'netd' 'it'\\''s' '$HOME'\n");
     }
 }

@@ -22,6 +22,9 @@ pub struct Args {
     /// Stop the machine after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     limit: u64,
+    /// Run this shell script instead; `netd` is in its PATH.
+    #[arg(long, value_name = "SCRIPT", conflicts_with = "args")]
+    sh: Option<String>,
     /// Arguments for `netd` in the guest.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
@@ -32,12 +35,14 @@ pub struct Args {
 /// # Errors
 /// A machine that cannot be made or does not reach its command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let words: Vec<_> = args
-        .args
-        .iter()
-        .map(|arg| arg.to_str().context("an argument that is not UTF-8"))
-        .collect::<Result<_, _>>()?;
-    let output = netd(&args.kernel, &words, Duration::from_secs(args.limit))?;
+    let mut words = match &args.sh {
+        Some(script) => vec!["sh", "-c", script],
+        None => vec!["netd"],
+    };
+    for arg in &args.args {
+        words.push(arg.to_str().context("an argument that is not UTF-8")?);
+    }
+    let output = command(&args.kernel, &words, Duration::from_secs(args.limit))?;
     std::io::stderr().write_all(output.stderr.as_bytes())?;
     std::io::stdout().write_all(output.stdout.as_bytes())?;
     eprintln!(
@@ -55,16 +60,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// [`Cannot`](crate::exit::Cannot) where that kernel or the emulator cannot be had; else what
 /// went wrong.
 pub fn netd(series: &str, args: &[&str], limit: Duration) -> anyhow::Result<Output> {
+    command(series, &[&["netd"], args].concat(), limit)
+}
+
+fn command(series: &str, argv: &[&str], limit: Duration) -> anyhow::Result<Output> {
     setup::ensure(&[Need::Build, Need::Network, Need::KernelVm])?;
     let netd = build_release("netd")?;
     let mut vm = KernelVm::new(Kernel::fetch(series)?)?;
     vm.add_program(&netd)?;
     vm.add_file(&netd, "/usr/local/bin/netd", 0o755)?;
-    let mut argv = vec!["netd"];
-    argv.extend(args);
-    vm.run(
-        &format!("netd {}", args.first().unwrap_or(&"")),
-        &argv,
-        limit,
-    )
+    // The first two words name the files that are left: netd-verifier-stats, sh--c.
+    let name = argv.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+    vm.run(&name, argv, limit)
 }
