@@ -1,1 +1,2 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
+pub mod cli;
