@@ -272,8 +272,24 @@ pub struct IpsecPolicy {
     pub protocol: Option<u8>,
     /// Interface that it is limited to.
     pub ifindex: Option<u32>,
-    /// True when matching packets are dropped instead of encrypted.
-    pub block: bool,
+    /// Limited to packets of the XFRM interface with this id.
+    pub if_id: Option<u32>,
+    /// Lower wins where several match.
+    pub priority: u32,
+    /// What happens to packets that match.
+    pub action: IpsecAction,
+}
+
+/// What an IPsec policy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IpsecAction {
+    /// Encrypted (or authenticated) by the policy's templates.
+    Transform,
+    /// Sent as it is: a policy without templates, usually an exception from a wider one.
+    Bypass,
+    /// Dropped.
+    Block,
 }
 
 /// Settings of the network namespace.
