@@ -174,7 +174,7 @@ fn decode_link(body: &[u8]) -> Option<ReadLink> {
         match kind {
             IFLA_IFNAME => link.name = text_of(value),
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(MacAddr),
-            IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
             IFLA_MASTER => link.master = ifindex_of(value),
             IFLA_LINK => lower = ifindex_of(value),
             IFLA_LINK_NETNSID => netnsid = i32_at(value, 0).filter(|id| *id >= 0),
