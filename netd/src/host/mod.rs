@@ -7,18 +7,30 @@
 mod containers;
 mod facts;
 mod ipsec;
+mod kernel;
 mod links;
+mod listeners;
+mod machine;
 mod netlink;
+mod probe;
 mod routes;
 mod sysctl;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 
 use netlink::Netlink;
 
 pub use facts::*;
+pub use kernel::{
+    BPFFS_PATH, Bpffs, KernelFeatures, KernelVersion, MissingFeature, ensure_bpffs, kernel_features,
+};
+pub use listeners::{ListenerProtocol, LocalListener, local_listeners};
+pub use machine::{KernelClock, boot_id, boottime_nanoseconds, monotonic_nanoseconds, ram_bytes};
 pub use sysctl::{Restored, SysctlChange, read_sysctl, set_bridge_forwarding, set_sysctl};
+pub use watch::{HostWatch, Wake};
 
 /// Reads the host. Holds one rtnetlink socket; a reading takes a few milliseconds.
 pub struct HostReader {
@@ -69,6 +81,14 @@ pub enum IpFamily {
 }
 
 impl IpFamily {
+    /// Its number (`AF_INET`, `AF_INET6`).
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => libc::AF_INET as u8,
+            Self::V6 => libc::AF_INET6 as u8,
+        }
+    }
+
     /// Its directory under /proc/sys/net.
     fn directory(self) -> &'static str {
         match self {
@@ -95,6 +115,18 @@ pub enum HostError {
         source: io::Error,
         kernel_says: Option<String>,
     },
+    /// A file of the kernel could not be read.
+    #[error("cannot read {file}: {source}")]
+    ReadFile {
+        file: &'static str,
+        source: io::Error,
+    },
+    /// The BPF file system is not there and could not be mounted.
+    #[error(
+        "no BPF file system at {path}, and mounting one failed: {source}; \
+         run `mount -t bpf bpf {path}` as root on the host, or choose another pin_dir"
+    )]
+    Bpffs { path: PathBuf, source: io::Error },
     /// A setting could not be read.
     #[error("cannot read the setting /proc/sys/{name}: {source}")]
     ReadSysctl { name: String, source: io::Error },
