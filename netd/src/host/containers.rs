@@ -6,6 +6,7 @@
 //! entering it: one request for the interface and one dump for its addresses.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::IpAddr;
 
@@ -47,18 +48,21 @@ pub(super) fn discover(
             continue;
         };
         let container = match peer.netnsid {
-            None => by_index.get(&peer.ifindex).map(|inside| {
-                let own = addresses.iter().filter(|own| own.ifindex == peer.ifindex);
-                of_namespace(
-                    port,
-                    bridge,
-                    peer,
-                    &inside.name,
-                    inside.mac,
-                    inside.mtu,
-                    own,
-                )
-            }),
+            None => by_index
+                .get(&peer.ifindex)
+                .filter(|inside| is_other_end(inside.lower, port))
+                .map(|inside| {
+                    let own = addresses.iter().filter(|own| own.ifindex == peer.ifindex);
+                    of_namespace(
+                        port,
+                        bridge,
+                        peer,
+                        &inside.name,
+                        inside.mac,
+                        inside.mtu,
+                        own,
+                    )
+                }),
             Some(netnsid) => match ask_namespace(route, port, bridge, peer, netnsid) {
                 Ok(answer) => answer,
                 Err(refused) if is_refusal(&refused) => {
@@ -87,7 +91,8 @@ fn ask_namespace(
         }
         inside => inside?,
     };
-    let Some(inside) = inside else {
+    // The number can belong to another interface by now.
+    let Some(inside) = inside.filter(|inside| is_other_end(inside.lower, port)) else {
         return Ok(None);
     };
     let addresses = match read_foreign_addresses(route, netnsid, peer.ifindex) {
@@ -131,6 +136,11 @@ fn of_namespace<'a>(
     }
 }
 
+/// Whether an interface with that lower link is the other end of a veth on the host.
+fn is_other_end(lower: Option<LowerLink>, port: &Link) -> bool {
+    lower.is_some_and(|lower| lower.ifindex == port.ifindex)
+}
+
 /// The kernel will not speak of that namespace: not allowed, or not known to it.
 fn is_refusal(error: &HostError) -> bool {
     match error {
@@ -161,14 +171,13 @@ impl Neighbourhoods {
         bridge: &Link,
         peer: LowerLink,
     ) -> Result<Container, HostError> {
-        if !self.0.contains_key(&bridge.ifindex) {
-            let read = Neighbourhood {
+        let seen = match self.0.entry(bridge.ifindex) {
+            Entry::Occupied(seen) => seen.into_mut(),
+            Entry::Vacant(unread) => unread.insert(Neighbourhood {
                 stations: read_stations(route, bridge.ifindex)?,
                 addresses: read_neighbours(route, bridge.ifindex)?,
-            };
-            self.0.insert(bridge.ifindex, read);
-        }
-        let seen = &self.0[&bridge.ifindex];
+            }),
+        };
         Ok(seen.container(port, bridge, peer))
     }
 }
@@ -263,4 +272,72 @@ pub(super) fn decode_neighbour(body: &[u8]) -> Option<Neighbour> {
         }
     }
     Some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::HostReader;
+    use std::process::Command;
+
+    #[test]
+    fn only_a_refusal_leads_to_the_neighbour_tables() {
+        for (code, expected) in [
+            (libc::EPERM, true),
+            (libc::EINVAL, true),
+            (libc::EOPNOTSUPP, true),
+            (libc::ENODEV, false),
+            (libc::ENOBUFS, false),
+        ] {
+            let error = HostError::Netlink {
+                what: "a container's interface",
+                source: io::Error::from_raw_os_error(code),
+                kernel_says: None,
+            };
+            assert_eq!(is_refusal(&error), expected, "{error}");
+        }
+    }
+
+    /// In an unnamed namespace that ends with its thread.
+    #[test]
+    fn the_neighbour_tables_name_a_container_too() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let test = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            for command in [
+                "ip link add br0 type bridge",
+                "ip link set br0 up",
+                "ip link add ve0 type veth peer name eth0",
+                "ip link set ve0 master br0 up",
+                "bridge fdb add 02:42:0a:c9:01:02 dev ve0 master static",
+                "ip neighbour add 10.201.1.2 lladdr 02:42:0a:c9:01:02 dev br0",
+                "ip neighbour add fd00:201:1::2 lladdr 02:42:0a:c9:01:02 dev br0",
+                // Someone else's, and no one's.
+                "ip neighbour add 10.201.1.3 lladdr 02:42:0a:c9:01:03 dev br0",
+                "ip neighbour add 10.201.1.4 lladdr 02:42:0a:c9:01:02 nud failed dev br0",
+            ] {
+                let words: Vec<_> = command.split(' ').collect();
+                let done = Command::new(words[0]).args(&words[1..]).status().unwrap();
+                assert!(done.success(), "{command}");
+            }
+            let mut reader = HostReader::open().unwrap();
+            let facts = reader.read(|_| true).unwrap();
+            let (port, bridge) = (facts.link_named("ve0"), facts.link_named("br0"));
+            let (port, bridge) = (port.unwrap(), bridge.unwrap());
+            let peer = port.lower.unwrap();
+            let mut seen = Neighbourhoods::default();
+            let found = seen
+                .container(&mut reader.route, port, bridge, peer)
+                .unwrap();
+            assert_eq!(found.found_by, FoundBy::Neighbours);
+            assert_eq!(found.mac, Some(MacAddr([2, 0x42, 10, 201, 1, 2])));
+            let expected = ["10.201.1.2/32", "fd00:201:1::2/128"];
+            assert_eq!(found.addresses, expected.map(|net| net.parse().unwrap()));
+            assert_eq!(found.if_name, None);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }
