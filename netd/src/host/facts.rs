@@ -76,7 +76,8 @@ pub struct Link {
 pub struct LowerLink {
     /// The other interface, counted in its own namespace.
     pub ifindex: u32,
-    /// That namespace, as the host's namespace numbers it; `None` is the host's own.
+    /// That namespace, as the host's namespace numbers it, negative if it has no number;
+    /// `None` is the host's own.
     pub netnsid: Option<i32>,
 }
 

@@ -40,6 +40,7 @@ pub(super) struct ReadLink {
 
 /// An interface inside another namespace.
 pub(super) struct ForeignLink {
+    pub(super) lower: Option<LowerLink>,
     pub(super) name: String,
     pub(super) mac: Option<MacAddr>,
     pub(super) mtu: u32,
@@ -76,6 +77,7 @@ pub(super) fn read_foreign_link(
     let what = "a container's interface";
     let read = route.get(what, libc::RTM_GETLINK, &request, decode_link)?;
     Ok(read.map(|ReadLink { link, .. }| ForeignLink {
+        lower: link.lower,
         name: link.name,
         mac: link.mac,
         mtu: link.mtu,
@@ -174,10 +176,10 @@ fn decode_link(body: &[u8]) -> Option<ReadLink> {
         match kind {
             IFLA_IFNAME => link.name = text_of(value),
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(MacAddr),
-            IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
             IFLA_MASTER => link.master = ifindex_of(value),
             IFLA_LINK => lower = ifindex_of(value),
-            IFLA_LINK_NETNSID => netnsid = i32_at(value, 0).filter(|id| *id >= 0),
+            IFLA_LINK_NETNSID => netnsid = i32_at(value, 0),
             IFLA_LINKINFO => vrf_table = decode_link_info(&mut link, value),
             _ => {}
         }
