@@ -124,7 +124,7 @@ impl Build {
 
 /// Takes out what an outer cargo or rustup says to its own children: the inner build has another
 /// compiler, another target and other flags.
-fn clean_environment(command: &mut Command) {
+pub fn clean_environment(command: &mut Command) {
     for (name, _) in env::vars_os() {
         if is_of_outer_build(&name) {
             command.env_remove(name);

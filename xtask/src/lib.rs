@@ -1,11 +1,27 @@
 //! How netd is built: which compiler and linker make the BPF object, and with which flags.
 //!
 //! `netd/build.rs` and the `cargo xtask` verbs share this library, so that both find the same
-//! tools and neither can build the object another way. It depends on `std` alone: everything
-//! else waits for it to compile.
+//! tools and neither can build the object another way. Without the feature `cli` it depends on
+//! `std` alone, because netd waits for it to compile; the modules of the verbs come with `cli`.
 
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod bpf;
+#[cfg(feature = "cli")]
+pub mod cargo;
+#[cfg(feature = "cli")]
+pub mod demo;
+#[cfg(feature = "cli")]
+pub mod exit;
+#[cfg(feature = "cli")]
+pub mod process;
+#[cfg(feature = "cli")]
+pub mod setup;
+#[cfg(feature = "cli")]
+pub mod suite;
 pub mod system;
+#[cfg(feature = "cli")]
+pub mod test;
 pub mod toolchain;
 
 use std::env;

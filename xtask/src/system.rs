@@ -18,8 +18,6 @@ pub trait System {
     fn is_file(&self, path: &Path) -> bool;
     /// The paths in the directory `path`, sorted; empty if it cannot be read.
     fn entries(&self, path: &Path) -> Vec<PathBuf>;
-    /// The text of a file, if it can be read.
-    fn text(&self, path: &Path) -> Option<String>;
     /// An environment variable.
     fn var(&self, name: &str) -> Option<OsString>;
     /// Whether this process may install packages: effective user id 0.
@@ -44,6 +42,8 @@ impl System for Machine {
     fn output(&self, program: &Path, args: &[&str]) -> Option<String> {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null());
+        // apt's field names are translated otherwise.
+        command.env("LC_ALL", "C.UTF-8");
         // A rustup proxy must answer for its default, not for the toolchain that runs us.
         command.env_remove("RUSTUP_TOOLCHAIN");
         let output = command.output().ok()?;
@@ -63,10 +63,6 @@ impl System for Machine {
             .unwrap_or_default();
         paths.sort();
         paths
-    }
-
-    fn text(&self, path: &Path) -> Option<String> {
-        fs::read_to_string(path).ok()
     }
 
     fn var(&self, name: &str) -> Option<OsString> {

@@ -10,7 +10,6 @@ use super::System;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fake {
     files: BTreeSet<PathBuf>,
-    texts: BTreeMap<PathBuf, String>,
     outputs: BTreeMap<(PathBuf, String), String>,
     vars: BTreeMap<String, OsString>,
     root: bool,
@@ -33,11 +32,6 @@ impl Fake {
     pub(crate) fn file(mut self, path: &str) -> Self {
         self.files.insert(path.into());
         self
-    }
-
-    pub(crate) fn text(mut self, path: &str, text: &str) -> Self {
-        self.texts.insert(path.into(), text.to_owned());
-        self.file(path)
     }
 
     /// A program that answers `output` to exactly `args` (joined by blanks).
@@ -71,10 +65,6 @@ impl System for Fake {
             .filter_map(|file| Some(path.join(file.strip_prefix(path).ok()?.iter().next()?)))
             .collect();
         children.into_iter().collect()
-    }
-
-    fn text(&self, path: &Path) -> Option<String> {
-        self.texts.get(path).cloned()
     }
 
     fn var(&self, name: &str) -> Option<OsString> {
