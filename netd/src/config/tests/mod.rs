@@ -1,0 +1,1 @@
+//! Tests of the whole way from a text to a configuration or to its errors.
