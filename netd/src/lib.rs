@@ -1,3 +1,4 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
 
 pub mod config;
+pub mod logging;
