@@ -1,1 +1,3 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
+
+pub mod lab;
