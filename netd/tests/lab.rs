@@ -30,6 +30,8 @@ fn pair() -> Result<(Namespace, Namespace), LabError> {
         namespace.add_address(device, net(&format!("fd99::{host}/64")))?;
         namespace.set_up(device)?;
     }
+    left.wait_ready("up0")?;
+    right.wait_ready("eth0")?;
     Ok((left, right))
 }
 

@@ -1,11 +1,12 @@
 //! Network devices of a namespace: veth pairs, bridges, tunnels, and their state.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkLayerType, LinkMessage, MacVlanMode,
-    VlanProtocol,
+    AfSpecInet6, AfSpecUnspec, Inet6IfaceFlags, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkLayerType, LinkMessage, MacVlanMode, State, VlanProtocol,
 };
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
@@ -115,6 +116,9 @@ pub struct DeviceInfo {
     pub mtu: u32,
     /// Whether frames start with an Ethernet header.
     pub ethernet: bool,
+    /// Whether the device has a carrier and the kernel has taken note of it, for IPv6 too: until then neighbour
+    /// solicitations are not answered, and a first packet waits a second.
+    pub ready: bool,
 }
 
 impl Namespace {
@@ -306,15 +310,52 @@ impl Namespace {
                 link.header.link_layer_type,
                 LinkLayerType::Ether | LinkLayerType::Loopback
             ),
+            ready: true,
         };
+        let mut port = false;
+        let mut ipv6_ready = true;
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::Address(bytes) => info.mac = bytes.try_into().ok(),
                 LinkAttribute::Mtu(mtu) => info.mtu = mtu,
+                LinkAttribute::OperState(state) => {
+                    // Unknown is what a TUN device says when it is up.
+                    info.ready = matches!(state, State::Up | State::Unknown);
+                }
+                // A bridge port has no IPv6 of its own.
+                LinkAttribute::Controller(index) => port = index != 0,
+                LinkAttribute::AfSpecUnspec(families) => {
+                    for family in families {
+                        let AfSpecUnspec::Inet6(items) = family else {
+                            continue;
+                        };
+                        for item in items {
+                            if let AfSpecInet6::Flags(flags) = item {
+                                ipv6_ready = flags.contains(Inet6IfaceFlags::Ready);
+                            }
+                        }
+                    }
+                }
                 _ => {}
             }
         }
+        info.ready &= port || ipv6_ready;
         Ok(info)
+    }
+
+    /// Waits until the device, which must be up with its peer, is [`DeviceInfo::ready`].
+    pub fn wait_ready(&self, device: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.device(device)?.ready {
+            if Instant::now() >= deadline {
+                return Err(LabError::Invalid(format!(
+                    "{device} in {} has no carrier after 5 s: is its peer up?",
+                    self.role()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// The Ethernet address of a device.
