@@ -1,6 +1,12 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
 
+pub mod apply;
+pub mod collect;
 pub mod config;
+pub mod dataplane;
+pub mod desired;
 pub mod host;
-pub mod logging;
 pub mod lab;
+pub mod logging;
+pub mod plan;
+pub mod run_state;

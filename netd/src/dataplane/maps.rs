@@ -3,21 +3,26 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
-use netd_common::abi::{self, Flow, Tuple, V4Addr, V6Addr, map};
+use netd_common::abi::{
+    self, Backend, Endpoint, EndpointAddress, Flow, LocalAddress, Network, NetworkInterface,
+    PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
+};
 use netd_common::wire::Wire;
 
 use super::pod::Pod;
+use super::sys::for_each_entry;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
 use super::DataplaneError;
 
 struct HashTable<K, V>(HashMap<MapData, Pod<K>, Pod<V>>);
 struct LpmTable<P: IsPrefix, V>(LpmTrie<MapData, Pod<P::Data>, Pod<V>>);
 /// `I` is the type of an index.
-struct ArrayTable<I, V>(Array<MapData, Pod<V>>, PhantomData<I>);
+struct ArrayTable<I, V: Wire>(Array<MapData, Pod<V>>, PhantomData<I>);
 
 /// [`Prefix`], as a bound.
 trait IsPrefix {
@@ -100,7 +105,7 @@ impl<V: Wire + Default + PartialEq> TypedMap<u32, V> for ArrayTable<u32, V> {
 }
 
 /// The kernel's answer inside aya's.
-pub(super) fn cause(error: MapError) -> io::Error {
+fn cause(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::KeyNotFound => io::Error::from_raw_os_error(libc::ENOENT),
@@ -110,9 +115,47 @@ pub(super) fn cause(error: MapError) -> io::Error {
 }
 
 /// A flow table.
-pub(super) struct FlowTable<A: Wire> {
-    pub(super) name: &'static str,
-    pub(super) map: HashMap<MapData, Pod<Tuple<A>>, Pod<Flow<A>>>,
+pub(super) struct FlowTable<A> {
+    name: &'static str,
+    /// For walking it; aya's map does not show its own.
+    fd: OwnedFd,
+    map: HashMap<MapData, Pod<Tuple<A>>, Pod<Flow<A>>>,
+}
+
+impl<A> FlowTable<A>
+where
+    Tuple<A>: Wire,
+    Flow<A>: Wire,
+{
+    fn open(directory: &Path, name: &'static str) -> Result<Self, DataplaneError> {
+        let data = MapData::from_pin(directory.join(name)).map_err(|e| unreadable(name, e))?;
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| DataplaneError::ReadMap { map: name, source })?;
+        let map = Map::from_map_data(data).map_err(|error| unreadable(name, error))?;
+        let map = HashMap::try_from(map).map_err(|error| unreadable(name, error))?;
+        Ok(Self { name, fd, map })
+    }
+
+    /// Calls `visit` with every entry; see [`for_each_entry`].
+    pub(super) fn walk(
+        &self,
+        visit: impl FnMut(&Tuple<A>, &Flow<A>),
+    ) -> Result<(), DataplaneError> {
+        for_each_entry(&self.fd, visit).map_err(|source| DataplaneError::ReadMap {
+            map: self.name,
+            source,
+        })
+    }
+
+    /// An entry, if it is there.
+    pub(super) fn get(&self, tuple: &Tuple<A>) -> Option<Flow<A>> {
+        self.map.get(&Pod(*tuple), 0).ok().map(|flow| flow.0)
+    }
+
+    /// Removes an entry; true if it was there.
+    pub(super) fn remove(&mut self, tuple: &Tuple<A>) -> bool {
+        self.map.remove(&Pod(*tuple)).is_ok()
+    }
 }
 
 macro_rules! define {
@@ -135,10 +178,10 @@ macro_rules! define {
                     $($field: pinned(directory, map::$name, |map| {
                         <$kind<$key, $value> as TypedMap<$key, $value>>::from_map(map)
                     })?,)+
-                    flows_v4: flows(directory, map::FLOWS_V4)?,
-                    flows_v6: flows(directory, map::FLOWS_V6)?,
-                    embryos_v4: flows(directory, map::EMBRYOS_V4)?,
-                    embryos_v6: flows(directory, map::EMBRYOS_V6)?,
+                    flows_v4: FlowTable::open(directory, map::FLOWS_V4)?,
+                    flows_v6: FlowTable::open(directory, map::FLOWS_V6)?,
+                    embryos_v4: FlowTable::open(directory, map::EMBRYOS_V4)?,
+                    embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
                 })
             }
 
@@ -216,18 +259,6 @@ fn pinned<T, E: Into<MapError>>(
     let data = MapData::from_pin(directory.join(name)).map_err(|e| unreadable(name, e))?;
     let map = Map::from_map_data(data).map_err(|error| unreadable(name, error))?;
     convert(map).map_err(|error| unreadable(name, error.into()))
-}
-
-fn flows<A: Wire>(
-    directory: &Path,
-    name: &'static str,
-) -> Result<FlowTable<A>, DataplaneError>
-where
-    Tuple<A>: Wire,
-    Flow<A>: Wire,
-{
-    let map = pinned(directory, name, |map| HashMap::try_from(map))?;
-    Ok(FlowTable { name, map })
 }
 
 fn unreadable(map: &'static str, error: MapError) -> DataplaneError {

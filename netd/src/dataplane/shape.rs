@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::Sizes;
 
 /// What makes two maps interchangeable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// The map's name.
     pub name: &'static str,

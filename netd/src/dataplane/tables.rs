@@ -142,7 +142,7 @@ macro_rules! define {
                     $(Table::$variant => self
                         .$field
                         .iter()
-                        .filter(|(key, _)| !other.$field.contains_key(key))
+                        .filter(|&(key, _)| !other.$field.contains_key(key))
                         .map(|(key, value)| Row::$variant(*key, *value))
                         .collect(),)+
                 }

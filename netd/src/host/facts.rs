@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Everything netd decides from, as one network namespace of the host shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -315,7 +315,7 @@ pub struct Settings {
 }
 
 /// Ports from `first` to `last`, both included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortSpan {
     /// Lowest port.
     pub first: u16,

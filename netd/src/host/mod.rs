@@ -6,12 +6,13 @@
 
 mod containers;
 mod facts;
+pub(crate) mod filters;
 mod ipsec;
 mod kernel;
 mod links;
 mod listeners;
 mod machine;
-mod netlink;
+pub(crate) mod netlink;
 mod probe;
 mod routes;
 mod sysctl;
@@ -145,7 +146,7 @@ pub enum HostError {
     InterfaceName { name: String },
 }
 
-fn open(protocol: i32, family: &'static str) -> Result<Netlink, HostError> {
+pub(crate) fn open(protocol: i32, family: &'static str) -> Result<Netlink, HostError> {
     Netlink::open(protocol as isize).map_err(|source| HostError::Open { family, source })
 }
 

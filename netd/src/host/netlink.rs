@@ -32,7 +32,7 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
 /// A socket of one netlink family, bound to the network namespace it was opened in.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -40,7 +40,7 @@ pub(super) struct Netlink {
 
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
-    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         // Only rtnetlink knows strict checking; it makes the kernel honour a dump's filters.
@@ -57,7 +57,7 @@ impl Netlink {
     ///
     /// A change during the dump starts it again, a few times: under steady change the last
     /// answer is taken, for every change also sends an event that leads to the next reading.
-    pub(super) fn dump<T>(
+    pub(crate) fn dump<T>(
         &mut self,
         what: &'static str,
         kind: u16,
@@ -78,7 +78,7 @@ impl Netlink {
     }
 
     /// Asks for one object.
-    pub(super) fn get<T>(
+    pub(crate) fn get<T>(
         &mut self,
         what: &'static str,
         kind: u16,
@@ -160,14 +160,14 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
 }
 
 /// The messages of one datagram. Ends at the first one that is cut.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(crate) struct Messages<'a>(pub(super) &'a [u8]);
 
 /// One netlink message.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) body: &'a [u8],
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    pub(crate) body: &'a [u8],
 }
 
 impl<'a> Iterator for Messages<'a> {
@@ -210,11 +210,11 @@ impl Message<'_> {
 }
 
 /// The attributes of a message or of a nested attribute. Ends at the first one that is cut.
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// The attributes behind a message's fixed part of that length.
-    pub(super) fn after(body: &'a [u8], fixed: usize) -> Self {
+    pub(crate) fn after(body: &'a [u8], fixed: usize) -> Self {
         Self(body.get(fixed..).unwrap_or_default())
     }
 }
@@ -233,7 +233,7 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// Adds an attribute to a request.
-pub(super) fn push_attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn push_attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
     request.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
     request.extend_from_slice(&kind.to_ne_bytes());
     request.extend_from_slice(value);
@@ -241,35 +241,35 @@ pub(super) fn push_attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// A number in host byte order.
-pub(super) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
     let bytes = data.get(at..at + 2)?;
     Some(u16::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 /// A number in host byte order.
-pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     let bytes = data.get(at..at + 4)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 /// A signed number in host byte order.
-pub(super) fn i32_at(data: &[u8], at: usize) -> Option<i32> {
+pub(crate) fn i32_at(data: &[u8], at: usize) -> Option<i32> {
     u32_at(data, at).map(|value| value as i32)
 }
 
 /// An interface number in an attribute; 0 is none.
-pub(super) fn ifindex_of(value: &[u8]) -> Option<u32> {
+pub(crate) fn ifindex_of(value: &[u8]) -> Option<u32> {
     u32_at(value, 0).filter(|ifindex| *ifindex != 0)
 }
 
 /// A string, without the terminating zero.
-pub(super) fn text_of(value: &[u8]) -> String {
+pub(crate) fn text_of(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0);
     String::from_utf8_lossy(&value[..end.unwrap_or(value.len())]).into_owned()
 }
 
 /// An address of 4 or 16 bytes.
-pub(super) fn ip_of(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip_of(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
         16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
@@ -278,7 +278,7 @@ pub(super) fn ip_of(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// The unspecified prefix of a family (`AF_INET`, `AF_INET6`).
-pub(super) fn any_prefix(family: u8) -> Option<IpNet> {
+pub(crate) fn any_prefix(family: u8) -> Option<IpNet> {
     let any: IpAddr = match i32::from(family) {
         libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
         libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
