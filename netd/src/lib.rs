@@ -2,7 +2,9 @@
 
 pub mod apply;
 pub mod collect;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod desired;
 pub mod host;
@@ -10,3 +12,4 @@ pub mod lab;
 pub mod logging;
 pub mod plan;
 pub mod run_state;
+pub mod teardown;

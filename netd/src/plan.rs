@@ -240,7 +240,7 @@ fn leads_to<const N: usize>(
     table: &Published<[u8; N]>,
     like: &Prefix<PortPrefix<[u8; N]>>,
     port: u16,
-) -> Option<(([u8; N]), u16)>
+) -> Option<([u8; N], u16)>
 where
     [u8; N]: Ord,
 {

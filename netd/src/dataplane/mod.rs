@@ -32,7 +32,9 @@ use std::path::PathBuf;
 use netd_common::abi::{self, hook};
 use thiserror::Error;
 
-pub use kernel::{Features, Kernel, LoadOptions, OBJECT, Pinned, load_unattached};
+pub use kernel::{
+    Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached,
+};
 pub use shape::{Shape, ShapeError};
 pub use sizes::{Sizes, sizes};
 pub use tables::{Prefix, Row, RowKey, Table, Tables};

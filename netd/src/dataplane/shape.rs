@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use netd_common::abi::{self, *};
+use netd_common::abi::*;
 use thiserror::Error;
 
 use super::Sizes;
@@ -55,10 +55,13 @@ const NO_PREALLOC: u32 = 1;
 
 /// The shape of every map of the ABI, with these sizes.
 pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
+    use MapType::{
+        Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf,
+    };
     fn of<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
         // A trie's key begins with the prefix length.
-        let trie = kind == MapType::LpmTrie;
-        let ring = kind == MapType::RingBuf;
+        let trie = kind == LpmTrie;
+        let ring = kind == RingBuf;
         Shape {
             name,
             kind,
@@ -70,9 +73,6 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
     }
     type A4 = V4Addr;
     type A6 = V6Addr;
-    use MapType::{
-        Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf,
-    };
     let n = |name| sizes.entries(name);
     vec![
         of::<u32, Config>(map::CONFIG, Array, 1),
@@ -90,7 +90,7 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
         of::<PortPrefix<A6>, Backend<A6>>(map::PUBLISH_V6, LpmTrie, n(map::PUBLISH_V6)),
         of::<PortPrefix<A4>, u32>(map::EXPOSED_V4, LpmTrie, n(map::EXPOSED_V4)),
         of::<PortPrefix<A6>, u32>(map::EXPOSED_V6, LpmTrie, n(map::EXPOSED_V6)),
-        of::<u32, u64>(map::PORTS, Array, abi::PORT_WORDS),
+        of::<u32, u64>(map::PORTS, Array, PORT_WORDS),
         of::<Tuple<A4>, Flow<A4>>(map::FLOWS_V4, Hash, n(map::FLOWS_V4)),
         of::<Tuple<A6>, Flow<A6>>(map::FLOWS_V6, Hash, n(map::FLOWS_V6)),
         of::<Tuple<A4>, Flow<A4>>(map::EMBRYOS_V4, LruHash, n(map::EMBRYOS_V4)),
