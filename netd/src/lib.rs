@@ -1,8 +1,8 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
 
 pub mod apply;
-pub mod collect;
 pub mod cli;
+pub mod collect;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;

@@ -37,7 +37,12 @@ impl From<Exit> for ExitCode {
 
 /// Container networking without iptables: an eBPF data plane for Docker hosts.
 #[derive(Debug, Parser)]
-#[command(name = "netd", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "netd",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -96,7 +101,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, anything else is bad input.
-            let exit = if error.use_stderr() { Exit::BadInput } else { Exit::Done };
+            let exit = if error.use_stderr() {
+                Exit::BadInput
+            } else {
+                Exit::Done
+            };
             let _ = error.print();
             return exit.into();
         }
