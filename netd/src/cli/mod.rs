@@ -5,6 +5,7 @@ mod plan;
 mod reload;
 mod run;
 mod unload;
+mod verifier_stats;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -93,6 +94,13 @@ enum Verb {
     Reload(reload::Args),
     /// Remove everything that netd put into the kernel.
     Unload(unload::Args),
+    /// What this kernel's verifier says about every program.
+    #[command(hide = true)]
+    VerifierStats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command that the arguments name; prints its answer, or why there is none.
@@ -117,6 +125,7 @@ pub fn main() -> ExitCode {
         Verb::Plan(args) => plan::run(global, args),
         Verb::Reload(args) => reload::run(global, args),
         Verb::Unload(args) => unload::run(global, args),
+        Verb::VerifierStats { json } => verifier_stats::run(*json),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
