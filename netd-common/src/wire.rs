@@ -12,6 +12,8 @@ unsafe impl Wire for u8 {}
 unsafe impl<const N: usize> Wire for [u8; N] {}
 // SAFETY: any four bytes are a valid u32.
 unsafe impl Wire for u32 {}
+// SAFETY: any eight bytes are a valid u64.
+unsafe impl Wire for u64 {}
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;

@@ -1,5 +1,13 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
 
+pub mod apply;
+pub mod collect;
 pub mod config;
+pub mod dataplane;
+pub mod desired;
+pub mod host;
+pub mod lab;
 pub mod logging;
+pub mod plan;
+pub mod run_state;
 pub mod state;

@@ -1,2 +1,49 @@
-//! Build, test, demo and benchmark: one entry for people and CI.
-fn main() {}
+//! `cargo xtask`: set-up, build, tests, demo and benchmarks; one entry for people and CI.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{bench, demo, exit, setup, test};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find what building and testing need, and install what is missing.
+    Setup,
+    /// Build netd and run its demonstration; arguments are passed to `netd demo`.
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Check format, lints, documentation, and run every test.
+    Test(test::Args),
+    /// Build netd and measure it; arguments are passed to `netd-bench`.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Demo { args } => demo::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Bench { args } => bench::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        if error.is::<exit::Cannot>() {
+            exit::cannot_run()
+        } else {
+            exit::no()
+        }
+    })
+}

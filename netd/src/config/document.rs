@@ -73,7 +73,7 @@ impl<'a> Section<'a> {
         let entry = self.get(key);
         if entry.is_none() {
             findings.push(
-                Finding::error(self.span(), format!("{} has no `{key}`", self.title))
+                Finding::error(self.span(), format!("{} has no `{key}`", place(self.title)))
                     .help(format!("add a line such as `{key} = {example}`")),
             );
         }
@@ -293,17 +293,18 @@ fn any_of(words: &[&str]) -> String {
     }
 }
 
+/// How messages call a table.
+fn place(title: &'static str) -> &'static str {
+    if title.is_empty() { "the file" } else { title }
+}
+
 fn unknown_key(
     title: &'static str,
     known: &[&'static str],
     name: &str,
     span: Range<usize>,
 ) -> Finding {
-    let place = if title.is_empty() {
-        "the top level"
-    } else {
-        title
-    };
+    let place = place(title);
     let finding = Finding::error(span, format!("unknown key `{name}` in {place}"));
     let elsewhere = schema::SECTIONS
         .iter()

@@ -113,8 +113,8 @@ impl Config {
     pub fn check(text: &str, name: &str) -> Result<(Self, Report), ConfigError> {
         let mut findings = Findings::default();
         let (document, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
-            findings.push(syntax(error, text));
+        for finding in syntax(&errors, text) {
+            findings.push(finding);
         }
         // What was recovered from broken syntax is a guess; errors about it would mislead.
         let refuse = |findings: &Findings| {
@@ -182,19 +182,41 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ConfigError> {
     Ok(bytes)
 }
 
-fn syntax(error: &TomlError, text: &str) -> Finding {
-    let span = error.span().unwrap_or(text.len()..text.len());
-    let message = error.message().trim();
-    // The parser joins what it expected to its message; it belongs to the help.
-    let (message, expected) = match message.split_once(", expected ") {
-        Some((message, expected)) => (message, Some(expected)),
-        None => (message, None),
-    };
-    let finding = Finding::error(span, message);
-    finding.help(match expected {
-        Some(expected) => format!("expected {expected}"),
-        None => "this is not TOML (https://toml.io); values that are words need quotes".to_owned(),
-    })
+/// The syntax errors up to the first one after which the parser has lost the structure: what
+/// follows an array that is not closed is no news.
+fn syntax(errors: &[TomlError], text: &str) -> Vec<Finding> {
+    let mut errors: Vec<&TomlError> = errors.iter().collect();
+    errors.sort_by_key(|error| error.span().map_or(text.len(), |span| span.start));
+    let mut found = Vec::new();
+    for error in errors {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        let message = error.message().trim();
+        // The parser joins what it expected to its message; it belongs to the help.
+        let (message, expected) = match message.split_once(", expected ") {
+            Some((message, expected)) => (message, Some(expected)),
+            None => (message, None),
+        };
+        let (help, lost) = match (message, expected) {
+            ("string values must be quoted", _) => {
+                let word = text.get(span.clone()).unwrap_or_default();
+                (format!("write {word:?}"), false)
+            }
+            ("duplicate key", _) => (
+                "a key and a table in single brackets can appear once: join them".into(),
+                false,
+            ),
+            (_, Some(expected)) => (format!("expected {expected} here"), true),
+            (_, None) => (
+                "see https://toml.io for what can be written here".into(),
+                true,
+            ),
+        };
+        found.push(Finding::error(span, message).help(help));
+        if lost {
+            break;
+        }
+    }
+    found
 }
 
 /// The first byte that is no UTF-8, shown in the text as far as it can be.
