@@ -1,6 +1,7 @@
 //! netd: an eBPF data plane that replaces Docker's iptables rules.
 
 pub mod apply;
+pub mod cli;
 pub mod collect;
 pub mod config;
 pub mod dataplane;

@@ -337,7 +337,7 @@ pub(super) fn has_ports(protocol: u8) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use netd_common::conntrack::State as Conn;
 
     use super::{super::network::tests::topology, *};

@@ -267,7 +267,7 @@ fn mac(bytes: &[u8; 6]) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Network 1 on br-web with 10.201.1.2 and fd00:201:1::2 behind vethA, network 2 on br-db with
