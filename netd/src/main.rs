@@ -1,2 +1,7 @@
 //! The `netd` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netd::cli::main()
+}

@@ -1,10 +1,10 @@
 //! `netd flows`: connections that netd carries.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{exit, output, read};
+use super::{Global, output, read};
 use crate::state::{
     State, StateError,
     filter::{Criteria, Filter, FilterError},
@@ -104,12 +104,24 @@ impl Report {
     fn of(mut flows: Vec<FlowView>, limit: usize) -> Self {
         let order = |f: &FlowView| {
             let t = f.original;
-            (std::cmp::Reverse(f.bytes()), t.src, t.src_port, t.dst, t.dst_port, t.icmp_id)
+            (
+                std::cmp::Reverse(f.bytes()),
+                t.src,
+                t.src_port,
+                t.dst,
+                t.dst_port,
+                t.icmp_id,
+            )
         };
         flows.sort_by(|a, b| order(a).cmp(&order(b)));
         let total = flows.len();
         flows.truncate(limit);
-        Self { schema: 1, total, shown: flows.len(), flows }
+        Self {
+            schema: 1,
+            total,
+            shown: flows.len(),
+            flows,
+        }
     }
 }
 
@@ -117,15 +129,15 @@ impl Report {
 ///
 /// # Errors
 /// Where standard output cannot be written.
-pub fn run(args: &Args, pin_dir: &Path) -> anyhow::Result<ExitCode> {
-    let state = match read::open(pin_dir) {
+pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
+    let state = match read::open(&global.pin_dir()) {
         Ok(state) => state,
         Err(code) => return Ok(code),
     };
     match Report::read(&state, args) {
         Ok(report) => output::answer(args.json, &report, render),
         Err(FlowsError::State(error)) => Ok(read::cannot_read(error)),
-        Err(FlowsError::Filter(error)) => Ok(exit::fail(exit::BAD_INPUT, error)),
+        Err(FlowsError::Filter(error)) => Ok(read::refuse(error)),
     }
 }
 
@@ -135,8 +147,17 @@ pub fn render(report: &Report) -> String {
         return "No flows.\n".to_owned();
     }
     let headers = [
-        "PROTO", "KIND", "STATE", "FLOW", "TRANSLATED", "CONTAINER", "NETWORK", "SENT", "RECEIVED",
-        "IDLE", "EXPIRES",
+        "PROTO",
+        "KIND",
+        "STATE",
+        "FLOW",
+        "TRANSLATED",
+        "CONTAINER",
+        "NETWORK",
+        "SENT",
+        "RECEIVED",
+        "IDLE",
+        "EXPIRES",
     ];
     let mut table = output::table(&headers, &["SENT", "RECEIVED", "IDLE", "EXPIRES"]);
     for flow in &report.flows {
@@ -178,19 +199,38 @@ fn translation(flow: &FlowView) -> String {
     let (before, after) = (&flow.original, &flow.translated);
     let mut parts = Vec::new();
     if (before.src, before.src_port, before.icmp_id) != (after.src, after.src_port, after.icmp_id) {
-        let id = after.icmp_id.map(|id| format!(" id {id}")).unwrap_or_default();
-        parts.push(format!("src {}{id}", output::address(after.src, after.src_port)));
+        let id = after
+            .icmp_id
+            .map(|id| format!(" id {id}"))
+            .unwrap_or_default();
+        parts.push(format!(
+            "src {}{id}",
+            output::address(after.src, after.src_port)
+        ));
     }
     if (before.dst, before.dst_port) != (after.dst, after.dst_port) {
-        parts.push(format!("dst {}", output::address(after.dst, after.dst_port)));
+        parts.push(format!(
+            "dst {}",
+            output::address(after.dst, after.dst_port)
+        ));
     }
-    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+    if parts.is_empty() {
+        "-".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 fn counters(counters: Option<Counters>) -> String {
     counters.map_or_else(
         || "-".to_owned(),
-        |c| format!("{} pkt {}", output::count(c.packets), output::bytes(c.bytes)),
+        |c| {
+            format!(
+                "{} pkt {}",
+                output::count(c.packets),
+                output::bytes(c.bytes)
+            )
+        },
     )
 }
 
@@ -205,7 +245,7 @@ mod tests {
         assert_eq!(
             render(&report),
             "\
-PROTO  KIND     STATE        FLOW                                 TRANSLATED         CONTAINER   NETWORK         SENT     RECEIVED  IDLE  EXPIRES
+PROTO  KIND     STATE        FLOW                                TRANSLATED         CONTAINER   NETWORK         SENT     RECEIVED  IDLE  EXPIRES
 tcp    publish  established  198.18.0.9:40000 → 198.18.0.1:8080  dst 10.201.1.2:80  10.201.1.2  web      3 pkt 300 B  2 pkt 200 B   10s    4d23h
 "
         );
@@ -220,7 +260,11 @@ tcp    publish  established  198.18.0.9:40000 → 198.18.0.1:8080  dst 10.201.1.
             flow
         };
         let report = Report::of(vec![flow(1, 10), flow(2, 30), flow(3, 20)], 2);
-        let ports: Vec<_> = report.flows.iter().filter_map(|f| f.original.src_port).collect();
+        let ports: Vec<_> = report
+            .flows
+            .iter()
+            .filter_map(|f| f.original.src_port)
+            .collect();
         assert_eq!(ports, [2, 3]);
         assert_eq!((report.total, report.shown), (3, 2));
         assert!(render(&report).contains("… and 1 more of 3"));
@@ -228,7 +272,14 @@ tcp    publish  established  198.18.0.9:40000 → 198.18.0.1:8080  dst 10.201.1.
 
     #[test]
     fn limits() {
-        let limit = |limit, json| Args { limit, json, ..Args::default() }.limit();
+        let limit = |limit, json| {
+            Args {
+                limit,
+                json,
+                ..Args::default()
+            }
+            .limit()
+        };
         assert_eq!(limit(None, false), TABLE_LIMIT);
         assert_eq!(limit(None, true), usize::MAX);
         assert_eq!(limit(Some(0), false), usize::MAX);
@@ -239,7 +290,10 @@ tcp    publish  established  198.18.0.9:40000 → 198.18.0.1:8080  dst 10.201.1.
     fn both_sides_of_a_hairpin_are_shown() {
         let mut flow = published();
         flow.translated.src = "10.201.1.1".parse().unwrap();
-        assert_eq!(translation(&flow), "src 10.201.1.1:40000, dst 10.201.1.2:80");
+        assert_eq!(
+            translation(&flow),
+            "src 10.201.1.1:40000, dst 10.201.1.2:80"
+        );
         flow.translated = flow.original;
         assert_eq!(translation(&flow), "-");
     }

@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use super::exit;
+use super::Exit;
 use crate::state::flow::TupleView;
 
 /// Prints a text; a reader that has seen enough (`| head`) is no error.
@@ -18,7 +18,9 @@ use crate::state::flow::TupleView;
 /// Where standard output cannot be written.
 pub fn print(text: &str) -> io::Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(exit::DONE.into()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            std::process::exit(Exit::Done as i32)
+        }
         outcome => outcome,
     }
 }
@@ -47,7 +49,7 @@ pub fn answer<T: Serialize>(
     } else {
         print(&text(report))?;
     }
-    Ok(ExitCode::from(exit::DONE))
+    Ok(Exit::Done.into())
 }
 
 /// A table without lines; columns named in `right` hold numbers.
@@ -83,7 +85,11 @@ pub fn bytes(n: u64) -> String {
 
 /// `1.5 M`; exact below ten thousand.
 pub fn count(n: u64) -> String {
-    if n < 10_000 { n.to_string() } else { scaled(n, 1000, &["", "k", "M", "G", "T", "P", "E"]) }
+    if n < 10_000 {
+        n.to_string()
+    } else {
+        scaled(n, 1000, &["", "k", "M", "G", "T", "P", "E"])
+    }
 }
 
 fn scaled(n: u64, base: u64, units: &[&str]) -> String {
@@ -123,8 +129,14 @@ pub fn address(address: IpAddr, port: Option<u16>) -> String {
 
 /// `198.18.0.9:40000 → 198.18.0.1:8080`, or with an identifier for an echo.
 pub fn tuple(tuple: &TupleView) -> String {
-    let id = tuple.icmp_id.map(|id| format!(" id {id}")).unwrap_or_default();
-    let (src, dst) = (address(tuple.src, tuple.src_port), address(tuple.dst, tuple.dst_port));
+    let id = tuple
+        .icmp_id
+        .map(|id| format!(" id {id}"))
+        .unwrap_or_default();
+    let (src, dst) = (
+        address(tuple.src, tuple.src_port),
+        address(tuple.dst, tuple.dst_port),
+    );
     format!("{src} → {dst}{id}")
 }
 
@@ -152,14 +164,23 @@ mod tests {
         for (n, text) in [(9_999, "9999"), (10_000, "10.0 k"), (2_500_000, "2.5 M")] {
             assert_eq!(count(n), text);
         }
-        for (n, text) in [(0, "0s"), (59, "59s"), (200, "3m20s"), (3600, "1h00m"), (431_990, "4d23h")] {
+        for (n, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (200, "3m20s"),
+            (3600, "1h00m"),
+            (431_990, "4d23h"),
+        ] {
             assert_eq!(seconds(n), text);
         }
     }
 
     #[test]
     fn addresses_with_and_without_ports() {
-        assert_eq!(address("fd00::2".parse().unwrap(), Some(80)), "[fd00::2]:80");
+        assert_eq!(
+            address("fd00::2".parse().unwrap(), Some(80)),
+            "[fd00::2]:80"
+        );
         assert_eq!(address("10.201.1.2".parse().unwrap(), None), "10.201.1.2");
     }
 

@@ -1,10 +1,10 @@
 //! `netd ports`: what is published, and where it leads.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{output, read};
+use super::{Global, output, read};
 use crate::state::{
     State, StateError,
     publish::{self, PublishView},
@@ -33,7 +33,11 @@ impl Report {
     /// What the kernel says.
     pub fn read(state: &State) -> Result<Self, StateError> {
         let ports = publish::publishes(state, &state.topology()?)?;
-        Ok(Self { schema: 1, total: ports.len(), ports })
+        Ok(Self {
+            schema: 1,
+            total: ports.len(),
+            ports,
+        })
     }
 }
 
@@ -41,8 +45,8 @@ impl Report {
 ///
 /// # Errors
 /// Where standard output cannot be written.
-pub fn run(args: &Args, pin_dir: &Path) -> anyhow::Result<ExitCode> {
-    let report = match read::open(pin_dir) {
+pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
+    let report = match read::open(&global.pin_dir()) {
         Ok(state) => Report::read(&state).map_err(read::cannot_read),
         Err(code) => Err(code),
     };
@@ -57,7 +61,14 @@ pub fn render(report: &Report) -> String {
     if report.ports.is_empty() {
         return "No ports are published.\n".to_owned();
     }
-    let headers = ["NETWORK", "PROTO", "HOST", "CONTAINER", "INTERFACE", "NOTES"];
+    let headers = [
+        "NETWORK",
+        "PROTO",
+        "HOST",
+        "CONTAINER",
+        "INTERFACE",
+        "NOTES",
+    ];
     let mut table = output::table(&headers, &[]);
     for port in &report.ports {
         let mut notes = Vec::new();
@@ -93,28 +104,47 @@ mod tests {
 
     fn report() -> Report {
         let web = PublishView {
-            network: Some(NetworkRef { id: 1, name: "web".into() }),
+            network: Some(NetworkRef {
+                id: 1,
+                name: "web".into(),
+            }),
             protocol: "tcp".into(),
             host: "0.0.0.0".parse().unwrap(),
-            host_ports: Ports { first: 8000, last: 8099 },
+            host_ports: Ports {
+                first: 8000,
+                last: 8099,
+            },
             container: "10.201.1.2".parse().unwrap(),
-            container_ports: Ports { first: 80, last: 179 },
+            container_ports: Ports {
+                first: 80,
+                last: 179,
+            },
             backend_present: true,
             interface: Some("vethA".into()),
             overrides: false,
         };
         let gone = PublishView {
             host: "fd00::1".parse().unwrap(),
-            host_ports: Ports { first: 53, last: 53 },
+            host_ports: Ports {
+                first: 53,
+                last: 53,
+            },
             container: "fd00:201:1::9".parse().unwrap(),
-            container_ports: Ports { first: 53, last: 53 },
+            container_ports: Ports {
+                first: 53,
+                last: 53,
+            },
             protocol: "udp".into(),
             backend_present: false,
             interface: None,
             overrides: true,
             ..web.clone()
         };
-        Report { schema: 1, total: 2, ports: vec![web, gone] }
+        Report {
+            schema: 1,
+            total: 2,
+            ports: vec![web, gone],
+        }
     }
 
     #[test]
@@ -128,7 +158,11 @@ web      udp    [fd00::1]:53       [fd00:201:1::9]:53  -          container not 
 "
         );
         assert_eq!(
-            render(&Report { schema: 1, total: 0, ports: vec![] }),
+            render(&Report {
+                schema: 1,
+                total: 0,
+                ports: vec![]
+            }),
             "No ports are published.\n"
         );
     }

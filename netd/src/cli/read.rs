@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
-use super::exit;
+use super::Exit;
 use crate::{
     desired::MAX_NETWORKS,
     run_state::{RunFiles, RunState},
@@ -22,7 +22,14 @@ pub(super) fn open(pin_dir: &Path) -> Result<State, ExitCode> {
 
 /// Prints why the state cannot be read.
 pub(super) fn cannot_read(error: StateError) -> ExitCode {
-    exit::fail(exit::CANNOT_RUN, error)
+    eprintln!("error: {error}");
+    Exit::CannotRun.into()
+}
+
+/// Prints what is wrong with the arguments.
+pub(super) fn refuse(error: impl std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    Exit::BadInput.into()
 }
 
 fn network_names(run: &RunState) -> BTreeMap<u16, String> {

@@ -139,18 +139,25 @@ impl Pinned {
         facts: &HostFacts,
         is_current: impl Fn(Hook, u32) -> bool,
     ) -> Result<Actual, DataplaneError> {
-        let attachments = match self.attach {
-            AttachMode::Tcx => self.links(is_current)?,
-            AttachMode::Clsact => {
-                let interfaces: Vec<u32> = facts.links.iter().map(|link| link.ifindex).collect();
-                clsact::attachments(&interfaces, is_current)?
-            }
-        };
         Ok(Actual {
             tables: self.maps.rows()?,
             config: self.maps.config()?,
-            attachments,
+            attachments: self.attachments(facts, is_current)?,
         })
+    }
+
+    fn attachments(
+        &self,
+        facts: &HostFacts,
+        is_current: impl Fn(Hook, u32) -> bool,
+    ) -> Result<BTreeMap<Attachment, Attached>, DataplaneError> {
+        match self.attach {
+            AttachMode::Tcx => self.links(is_current),
+            AttachMode::Clsact => {
+                let interfaces: Vec<u32> = facts.links.iter().map(|link| link.ifindex).collect();
+                Ok(clsact::attachments(&interfaces, is_current)?)
+            }
+        }
     }
 
     fn links(
@@ -165,7 +172,8 @@ impl Pinned {
         };
         for entry in entries {
             let entry = entry.map_err(pin_error(&directory, "list it"))?;
-            if let Some(attachment) = Attachment::from_pin_name(&entry.file_name().to_string_lossy())
+            if let Some(attachment) =
+                Attachment::from_pin_name(&entry.file_name().to_string_lossy())
             {
                 let state = link_state(&entry.path(), attachment, &is_current)?;
                 found.insert(attachment, state);
@@ -343,6 +351,16 @@ impl Kernel {
             .read_with(facts, |hook, id| self.programs.get(&hook) == Some(&id))
     }
 
+    /// What is in force, but for the rows of the maps.
+    pub(crate) fn read_without_tables(&self, facts: &HostFacts) -> Result<Actual, DataplaneError> {
+        let current = |hook, id| self.programs.get(&hook) == Some(&id);
+        Ok(Actual {
+            config: self.pinned.maps.config()?,
+            attachments: self.pinned.attachments(facts, current)?,
+            ..Actual::default()
+        })
+    }
+
     /// See [`Pinned::collect`].
     ///
     /// # Errors
@@ -380,7 +398,9 @@ impl Kernel {
                 let link = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
                 let link = SchedClassifierLink::try_from(FdLink::from(link))
                     .map_err(|error| failed(&error))?;
-                let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
+                let id = program
+                    .attach_to_link(link)
+                    .map_err(|error| failed(&error))?;
                 // Closes the descriptor; the pin keeps the link.
                 drop(program.take_link(id).map_err(|error| failed(&error))?);
                 return Ok(());
@@ -403,7 +423,9 @@ impl Kernel {
         let at_interface = tcx_links(attachment.ifindex, attachment.hook.is_egress())
             .map_err(|error| failed(&error))?;
         if !at_interface.contains(&own) {
-            return Err(failed(&"another interface has that name now; it is read again"));
+            return Err(failed(
+                &"another interface has that name now; it is read again",
+            ));
         }
         link.pin(&path)
             .map(drop)
@@ -520,6 +542,24 @@ pub fn load_unattached(options: &LoadOptions) -> Result<(), DataplaneError> {
             .map_err(|error| load_error(&error))?;
     }
     Ok(())
+}
+
+/// Detaches every filter of netd in this network namespace, and removes the qdiscs that netd made
+/// and nobody else uses. Returns what could not be done.
+pub fn detach_clsact(facts: &HostFacts, qdiscs: &BTreeSet<u32>) -> Vec<DataplaneError> {
+    let mut failures = Vec::new();
+    for link in &facts.links {
+        match clsact::attachments(&[link.ifindex], |_, _| true) {
+            Ok(found) => {
+                for attachment in found.into_keys() {
+                    let made = qdiscs.contains(&link.ifindex);
+                    failures.extend(clsact::detach(attachment, &link.name, made).err());
+                }
+            }
+            Err(error) => failures.push(error.into()),
+        }
+    }
+    failures
 }
 
 fn loader(options: &LoadOptions) -> EbpfLoader<'static> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use netd_common::abi::{self, *};
+use netd_common::abi::*;
 use thiserror::Error;
 
 use super::Sizes;
@@ -55,14 +55,19 @@ const NO_PREALLOC: u32 = 1;
 
 /// The shape of every map of the ABI, with these sizes.
 pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
+    use MapType::{Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf};
     fn of<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
         // A trie's key begins with the prefix length.
-        let trie = kind == MapType::LpmTrie;
-        let ring = kind == MapType::RingBuf;
+        let trie = kind == LpmTrie;
+        let ring = kind == RingBuf;
         Shape {
             name,
             kind,
-            key: if ring { 0 } else { size_of::<K>() as u32 + if trie { 4 } else { 0 } },
+            key: if ring {
+                0
+            } else {
+                size_of::<K>() as u32 + if trie { 4 } else { 0 }
+            },
             value: if ring { 0 } else { size_of::<V>() as u32 },
             entries,
             flags: if trie { NO_PREALLOC } else { 0 },
@@ -70,9 +75,6 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
     }
     type A4 = V4Addr;
     type A6 = V6Addr;
-    use MapType::{
-        Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf,
-    };
     let n = |name| sizes.entries(name);
     vec![
         of::<u32, Config>(map::CONFIG, Array, 1),
@@ -90,7 +92,7 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
         of::<PortPrefix<A6>, Backend<A6>>(map::PUBLISH_V6, LpmTrie, n(map::PUBLISH_V6)),
         of::<PortPrefix<A4>, u32>(map::EXPOSED_V4, LpmTrie, n(map::EXPOSED_V4)),
         of::<PortPrefix<A6>, u32>(map::EXPOSED_V6, LpmTrie, n(map::EXPOSED_V6)),
-        of::<u32, u64>(map::PORTS, Array, abi::PORT_WORDS),
+        of::<u32, u64>(map::PORTS, Array, PORT_WORDS),
         of::<Tuple<A4>, Flow<A4>>(map::FLOWS_V4, Hash, n(map::FLOWS_V4)),
         of::<Tuple<A6>, Flow<A6>>(map::FLOWS_V6, Hash, n(map::FLOWS_V6)),
         of::<Tuple<A4>, Flow<A4>>(map::EMBRYOS_V4, LruHash, n(map::EMBRYOS_V4)),
@@ -157,7 +159,10 @@ fn difference(wanted: &Shape, found: &Shape) -> Option<String> {
     }
     number("flags", wanted.flags, found.flags);
     if wanted.kind != found.kind {
-        parts.insert(0, format!("type {:?} instead of {:?}", found.kind, wanted.kind));
+        parts.insert(
+            0,
+            format!("type {:?} instead of {:?}", found.kind, wanted.kind),
+        );
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -173,9 +178,18 @@ mod tests {
         let sizes = sizes(8 << 30, 2, &Limits::default());
         let shapes = shapes(&sizes);
         let publish = *shapes.iter().find(|s| s.name == map::PUBLISH_V4).unwrap();
-        assert_eq!((publish.key, publish.value, publish.flags), (12, 12, NO_PREALLOC));
+        assert_eq!(
+            (publish.key, publish.value, publish.flags),
+            (12, 12, NO_PREALLOC)
+        );
         assert_eq!(difference(&publish, &publish), None);
-        let other = Shape { key: 8, entries: 1, flags: 0, kind: MapType::Hash, ..publish };
+        let other = Shape {
+            key: 8,
+            entries: 1,
+            flags: 0,
+            kind: MapType::Hash,
+            ..publish
+        };
         assert_eq!(
             difference(&publish, &other).unwrap(),
             "type Hash instead of LpmTrie, key size 8 instead of 12, \
@@ -186,8 +200,20 @@ mod tests {
     #[test]
     fn a_flow_table_of_another_size_is_kept() {
         let sizes = sizes(8 << 30, 2, &Limits::default());
-        let flows = *shapes(&sizes).iter().find(|s| s.name == map::FLOWS_V4).unwrap();
-        assert_eq!(difference(&flows, &Shape { entries: 2, ..flows }), None);
+        let flows = *shapes(&sizes)
+            .iter()
+            .find(|s| s.name == map::FLOWS_V4)
+            .unwrap();
+        assert_eq!(
+            difference(
+                &flows,
+                &Shape {
+                    entries: 2,
+                    ..flows
+                }
+            ),
+            None
+        );
         assert!(difference(&flows, &Shape { value: 96, ..flows }).is_some());
     }
 }

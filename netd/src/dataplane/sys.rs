@@ -18,10 +18,14 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
             libc::SYS_bpf,
             command as libc::c_int,
             std::ptr::from_mut(attr),
-            mem::size_of::<bpf_attr>(),
+            size_of::<bpf_attr>(),
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn zeroed() -> bpf_attr {

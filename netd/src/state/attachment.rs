@@ -6,6 +6,13 @@ use netd_common::abi::hook;
 use serde::Serialize;
 
 use super::{State, StateError, sys};
+use crate::{
+    dataplane::{
+        AttachMode, Attachment,
+        clsact::{HANDLE, PRIORITY},
+    },
+    host::filters::{BpfFilter, bpf_filters},
+};
 
 /// A program at an interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -16,46 +23,93 @@ pub struct AttachmentView {
     pub ifindex: u32,
     /// The hook.
     pub hook: &'static str,
-    /// Does it still see that interface's packets? Not once the interface is gone.
+    /// Does it still see that interface's packets? Not once the interface is gone or moved.
     pub attached: bool,
 }
 
-/// Reads the pinned tcx links, `links/<hook>-<ifindex>`, ordered by interface. There are none
-/// where the kernel has no tcx and programs are attached as clsact filters.
+/// Reads what is attached, ordered by interface: the pinned tcx links `links/<hook>-<ifindex>`, or
+/// netd's filters at the interfaces of this network namespace.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn attachments(state: &State) -> Result<Vec<AttachmentView>, StateError> {
-    let directory = state.directory.join("links");
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(StateError::Read { path: directory, source }),
+pub fn attachments(state: &State, how: AttachMode) -> Result<Vec<AttachmentView>, StateError> {
+    let mut views = match how {
+        AttachMode::Tcx => links(state)?,
+        AttachMode::Clsact => filters(state)?,
     };
-    let mut views = Vec::new();
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some((hook, ifindex)) = name.to_str().and_then(parse_pin_name) else { continue };
-        match sys::tcx_link_target(&entry.path()) {
-            Ok(target) => views.push(AttachmentView {
-                interface: state.interface(ifindex).map(str::to_owned),
-                ifindex,
-                hook,
-                attached: target == ifindex,
-            }),
-            // Removed since the directory was read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(StateError::Read { path: entry.path(), source }),
-        }
-    }
     views.sort();
     Ok(views)
 }
 
-fn parse_pin_name(name: &str) -> Option<(&'static str, u32)> {
-    let (program, ifindex) = name.rsplit_once('-')?;
-    let hook = (0..hook::COUNT).map(hook::name).find(|h| *h == program)?;
-    Some((hook, ifindex.parse().ok()?))
+fn links(state: &State) -> Result<Vec<AttachmentView>, StateError> {
+    let directory = state.directory.join("links");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: directory,
+                source,
+            });
+        }
+    };
+    let mut views = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pinned) = name.to_str().and_then(Attachment::from_pin_name) else {
+            continue;
+        };
+        match sys::tcx_link_target(&entry.path()) {
+            Ok(target) => {
+                let interface = state.interface(pinned.ifindex).map(str::to_owned);
+                views.push(AttachmentView {
+                    // A link follows its device into another namespace.
+                    attached: target == pinned.ifindex && interface.is_some(),
+                    interface,
+                    ifindex: pinned.ifindex,
+                    hook: pinned.hook.program(),
+                });
+            }
+            // Removed since the directory was read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(StateError::Read {
+                    path: entry.path(),
+                    source,
+                });
+            }
+        }
+    }
+    Ok(views)
+}
+
+fn filters(state: &State) -> Result<Vec<AttachmentView>, StateError> {
+    let mut views = Vec::new();
+    for (&ifindex, interface) in &state.interfaces {
+        let filters = bpf_filters(ifindex).map_err(|error| StateError::Read {
+            path: format!("tc filters of {interface}").into(),
+            source: io::Error::other(error),
+        })?;
+        views.extend(
+            filters
+                .iter()
+                .filter_map(hook_of)
+                .map(|hook| AttachmentView {
+                    interface: Some(interface.clone()),
+                    ifindex,
+                    hook,
+                    attached: true,
+                }),
+        );
+    }
+    Ok(views)
+}
+
+/// The hook of a filter that is netd's.
+fn hook_of(filter: &BpfFilter) -> Option<&'static str> {
+    (0..hook::COUNT)
+        .map(hook::name)
+        .find(|name| filter.priority == PRIORITY && filter.handle == HANDLE && filter.name == *name)
 }
 
 #[cfg(test)]
@@ -63,11 +117,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_is_named_by_hook_and_interface() {
-        assert_eq!(parse_pin_name("from_endpoint-12"), Some(("from_endpoint", 12)));
-        assert_eq!(parse_pin_name("bridge_guard_out-7"), Some(("bridge_guard_out", 7)));
-        for other in ["from_endpoint", "from_endpoint-x", "xdp-7", ""] {
-            assert_eq!(parse_pin_name(other), None, "{other}");
-        }
+    fn only_filters_of_netd_are_its_hooks() {
+        let own = || BpfFilter {
+            ifindex: 3,
+            egress: false,
+            priority: PRIORITY,
+            handle: HANDLE,
+            name: "from_uplink".into(),
+            program: 7,
+        };
+        assert_eq!(hook_of(&own()), Some("from_uplink"));
+        assert_eq!(hook_of(&BpfFilter { handle: 1, ..own() }), None);
+        assert_eq!(
+            hook_of(&BpfFilter {
+                priority: 2,
+                ..own()
+            }),
+            None
+        );
+        assert_eq!(
+            hook_of(&BpfFilter {
+                name: "cil_from_netdev".into(),
+                ..own()
+            }),
+            None
+        );
     }
 }

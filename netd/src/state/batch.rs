@@ -53,7 +53,11 @@ pub fn for_each_per_cpu<K: Wire, V: Wire>(
     let mut values = Vec::with_capacity(cpus);
     walk(map, &layout, |key, bytes| {
         values.clear();
-        values.extend(bytes.chunks_exact(stride).map(|v| read::<V>(&v[..size_of::<V>()])));
+        values.extend(
+            bytes
+                .chunks_exact(stride)
+                .map(|v| read::<V>(&v[..size_of::<V>()])),
+        );
         visit(read(key), &values);
     })
 }
@@ -122,17 +126,25 @@ fn walk(map: &MapData, layout: &Layout, mut visit: impl FnMut(&[u8], &[u8])) -> 
     loop {
         keys.resize(batch as usize * layout.key, 0);
         values.resize(batch as usize * layout.value, 0);
-        let (count, done) =
-            match sys::lookup_batch(map, sizes, cursor.as_deref(), &mut next, &mut keys, &mut values) {
-                Ok(found) => found,
-                // One bucket holds more than a batch.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && batch < 1 << 20 => {
-                    batch *= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-        let found = keys.chunks_exact(layout.key).zip(values.chunks_exact(layout.value));
+        let (count, done) = match sys::lookup_batch(
+            map,
+            sizes,
+            cursor.as_deref(),
+            &mut next,
+            &mut keys,
+            &mut values,
+        ) {
+            Ok(found) => found,
+            // One bucket holds more than a batch.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && batch < 1 << 20 => {
+                batch *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let found = keys
+            .chunks_exact(layout.key)
+            .zip(values.chunks_exact(layout.value));
         for (key, value) in found.take(count) {
             visit(key, value);
         }

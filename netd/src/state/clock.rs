@@ -28,7 +28,11 @@ impl Clock {
 
     /// A moment of one's own, for tests.
     pub fn at(now: Timestamp, monotonic: u32) -> Self {
-        Self { now, monotonic, boot: monotonic }
+        Self {
+            now,
+            monotonic,
+            boot: monotonic,
+        }
     }
 
     /// CLOCK_MONOTONIC seconds.
@@ -79,7 +83,10 @@ mod tests {
         let clock = Clock::at(now, 1000);
         assert_eq!(clock.time_of(940).to_string(), "2026-11-21T09:59:00Z");
         assert_eq!(clock.time_of(1001).to_string(), "2026-11-21T10:00:00Z");
-        assert_eq!(clock.time_of_event(1060).to_string(), "2026-11-21T10:01:00Z");
+        assert_eq!(
+            clock.time_of_event(1060).to_string(),
+            "2026-11-21T10:01:00Z"
+        );
         assert_eq!(clock.time_of_event(940), clock.time_of(940));
         assert_eq!(clock.idle(940), 60);
         assert_eq!(clock.idle(1001), 0);

@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use netd_common::{
-    abi::{
-        AnyTuple, DROP_SLOT_SECONDS, DROP_SLOTS, DropCount, DropKey, hook, map,
-    },
+    abi::{AnyTuple, DROP_SLOT_SECONDS, DROP_SLOTS, DropCount, DropKey, hook, map},
     drop::DropReason,
     wire::{Address as _, proto},
 };
@@ -103,8 +101,10 @@ pub fn drops(
     topology: &Topology,
     window: Option<u32>,
 ) -> Result<Vec<DropView>, StateError> {
-    let mut views: Vec<DropView> =
-        sums(state, window)?.iter().map(|sum| view(state, topology, sum)).collect();
+    let mut views: Vec<DropView> = sums(state, window)?
+        .iter()
+        .map(|sum| view(state, topology, sum))
+        .collect();
     views.sort_by(|a, b| {
         let order = |v: &DropView| (v.reason.clone(), v.hook, v.interface.clone());
         b.count.cmp(&a.count).then_with(|| order(a).cmp(&order(b)))
@@ -113,7 +113,12 @@ pub fn drops(
 }
 
 fn sum(key: DropKey, counts: &[DropCount], window: Option<u32>, now: u32) -> DropSum {
-    let mut sum = DropSum { key, count: 0, last_seen: 0, last: AnyTuple::default() };
+    let mut sum = DropSum {
+        key,
+        count: 0,
+        last_seen: 0,
+        last: AnyTuple::default(),
+    };
     for count in counts.iter().filter(|c| c.total > 0) {
         sum.count += match window {
             None => count.total,
@@ -170,9 +175,15 @@ pub(super) fn container(
 ) -> Option<ContainerRef> {
     let by_address = || {
         let [src, dst] = addresses?;
-        topology.endpoint_at(dst).or_else(|| topology.endpoint_at(src))
+        topology
+            .endpoint_at(dst)
+            .or_else(|| topology.endpoint_at(src))
     };
-    topology.endpoints.get(&ifindex).or_else(by_address).map(ContainerRef::from)
+    topology
+        .endpoints
+        .get(&ifindex)
+        .or_else(by_address)
+        .map(ContainerRef::from)
 }
 
 /// Name of a reason, or its number.
@@ -201,7 +212,10 @@ pub(super) fn packet_view(tuple: &AnyTuple) -> Option<PacketView> {
     if !matches!(tuple.family, 4 | 6) {
         return None;
     }
-    let (sport, dport) = (u16::from_be_bytes(tuple.sport), u16::from_be_bytes(tuple.dport));
+    let (sport, dport) = (
+        u16::from_be_bytes(tuple.sport),
+        u16::from_be_bytes(tuple.dport),
+    );
     let ports = has_ports(tuple.proto);
     let icmp = matches!(tuple.proto, proto::ICMP | proto::ICMPV6);
     Some(PacketView {
@@ -228,12 +242,19 @@ mod tests {
             total: slots.len() as u64,
             last_seen,
             reserved: 0,
-            last: AnyTuple { family: 4, proto: 6, ..AnyTuple::default() },
+            last: AnyTuple {
+                family: 4,
+                proto: 6,
+                ..AnyTuple::default()
+            },
             slots: [DropSlot::default(); DROP_SLOTS],
         };
         for &number in slots {
             let slot = &mut count.slots[number as usize % DROP_SLOTS];
-            assert!(slot.number == 0 || slot.number == number, "two turns in one slot");
+            assert!(
+                slot.number == 0 || slot.number == number,
+                "two turns in one slot"
+            );
             slot.number = number;
             slot.count += 1;
         }
@@ -280,24 +301,46 @@ mod tests {
     fn a_container_is_found_by_interface_then_by_address() {
         let t = topology();
         let addresses = |src: &str, dst: &str| Some([src.parse().unwrap(), dst.parse().unwrap()]);
-        let of = |ifindex, addresses| {
-            container(&t, ifindex, addresses).map(|c| c.interface.unwrap())
-        };
-        assert_eq!(of(12, addresses("10.201.2.2", "10.201.1.2")).unwrap(), "vethB");
-        assert_eq!(of(2, addresses("198.18.0.9", "10.201.1.2")).unwrap(), "vethA");
-        assert_eq!(of(2, addresses("10.201.1.2", "198.18.0.9")).unwrap(), "vethA");
+        let of =
+            |ifindex, addresses| container(&t, ifindex, addresses).map(|c| c.interface.unwrap());
+        assert_eq!(
+            of(12, addresses("10.201.2.2", "10.201.1.2")).unwrap(),
+            "vethB"
+        );
+        assert_eq!(
+            of(2, addresses("198.18.0.9", "10.201.1.2")).unwrap(),
+            "vethA"
+        );
+        assert_eq!(
+            of(2, addresses("10.201.1.2", "198.18.0.9")).unwrap(),
+            "vethA"
+        );
         assert_eq!(of(2, addresses("198.18.0.9", "198.18.0.1")), None);
         assert_eq!(of(2, None), None);
     }
 
     #[test]
     fn packets_of_each_kind() {
-        let mut tuple = AnyTuple { family: 4, proto: 6, sport: [0, 80], dport: [0x1f, 0x90], ..AnyTuple::default() };
+        let mut tuple = AnyTuple {
+            family: 4,
+            proto: 6,
+            sport: [0, 80],
+            dport: [0x1f, 0x90],
+            ..AnyTuple::default()
+        };
         tuple.src[..4].copy_from_slice(&[198, 18, 0, 9]);
         let tcp = packet_view(&tuple).unwrap();
         assert_eq!(tcp.tuple.src.to_string(), "198.18.0.9");
-        assert_eq!((tcp.tuple.src_port, tcp.tuple.dst_port), (Some(80), Some(8080)));
-        let echo = AnyTuple { family: 6, proto: 58, sport: [0, 7], ..AnyTuple::default() };
+        assert_eq!(
+            (tcp.tuple.src_port, tcp.tuple.dst_port),
+            (Some(80), Some(8080))
+        );
+        let echo = AnyTuple {
+            family: 6,
+            proto: 58,
+            sport: [0, 7],
+            ..AnyTuple::default()
+        };
         let echo = packet_view(&echo).unwrap();
         assert_eq!((echo.tuple.src_port, echo.tuple.icmp_id), (None, Some(7)));
         assert!(echo.tuple.src.is_ipv6());

@@ -86,7 +86,10 @@ impl Events {
         if let Some(event) = self.take() {
             return Ok(Some(event));
         }
-        match poll(&mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(
+            &mut [PollFd::new(self.ring.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
             Ok(_) | Err(Errno::EINTR) => Ok(self.take()),
             Err(error) => Err(error.into()),
         }

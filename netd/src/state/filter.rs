@@ -80,12 +80,16 @@ impl Filter {
     pub fn new(criteria: &Criteria, topology: &Topology) -> Result<Self, FilterError> {
         let some = |value: &Option<String>| value.clone();
         Ok(Self {
-            container: some(&criteria.container).map(|c| container(&c, topology)).transpose()?,
+            container: some(&criteria.container)
+                .map(|c| container(&c, topology))
+                .transpose()?,
             address: some(&criteria.address).map(|a| prefix(&a)).transpose()?,
             port: criteria.port,
             protocol: some(&criteria.protocol).map(|p| protocol(&p)).transpose()?,
             state: some(&criteria.state).map(|s| state(&s)).transpose()?,
-            network: some(&criteria.network).map(|n| network(&n, topology)).transpose()?,
+            network: some(&criteria.network)
+                .map(|n| network(&n, topology))
+                .transpose()?,
         })
     }
 
@@ -93,20 +97,29 @@ impl Filter {
     pub fn matches(&self, flow: &FlowView) -> bool {
         let sides = [&flow.original, &flow.translated];
         let addresses = |t: &TupleView| [t.src, t.dst];
-        let any_address = |test: &dyn Fn(IpAddr) -> bool| {
-            sides.iter().flat_map(|t| addresses(t)).any(test)
-        };
+        let any_address =
+            |test: &dyn Fn(IpAddr) -> bool| sides.iter().flat_map(|t| addresses(t)).any(test);
         self.container.as_ref().is_none_or(|c| {
             c.ifindex == Some(flow.owner) || any_address(&|a| c.addresses.contains(&a))
-        }) && self.address.is_none_or(|p| any_address(&|a| p.contains(&a)))
+        }) && self
+            .address
+            .is_none_or(|p| any_address(&|a| p.contains(&a)))
             && self.port.is_none_or(|port| {
-                sides.iter().any(|t| t.src_port == Some(port) || t.dst_port == Some(port))
+                sides
+                    .iter()
+                    .any(|t| t.src_port == Some(port) || t.dst_port == Some(port))
             })
             && self.protocol.as_ref().is_none_or(|p| *p == flow.protocol)
             && self.state.as_ref().is_none_or(|s| {
-                if s == EMBRYO { flow.embryo } else { s == flow.state }
+                if s == EMBRYO {
+                    flow.embryo
+                } else {
+                    s == flow.state
+                }
             })
-            && self.network.is_none_or(|id| flow.network.as_ref().is_some_and(|n| n.id == id))
+            && self
+                .network
+                .is_none_or(|id| flow.network.as_ref().is_some_and(|n| n.id == id))
     }
 }
 
@@ -122,10 +135,18 @@ fn container(text: &str, topology: &Topology) -> Result<Container, FilterError> 
             addresses: endpoint.addresses.iter().copied().collect(),
         }),
         // A container that is gone may have left flows.
-        (None, Some(address)) => Ok(Container { ifindex: None, addresses: [address].into() }),
+        (None, Some(address)) => Ok(Container {
+            ifindex: None,
+            addresses: [address].into(),
+        }),
         (None, None) => Err(FilterError::Container(
             text.to_owned(),
-            list(topology.endpoints.values().filter_map(|e| e.interface.as_deref())),
+            list(
+                topology
+                    .endpoints
+                    .values()
+                    .filter_map(|e| e.interface.as_deref()),
+            ),
         )),
     }
 }
@@ -138,7 +159,13 @@ fn prefix(text: &str) -> Result<IpNet, FilterError> {
 
 fn protocol(text: &str) -> Result<String, FilterError> {
     let lower = text.to_ascii_lowercase();
-    let known = [proto::TCP, proto::UDP, proto::SCTP, proto::ICMP, proto::ICMPV6];
+    let known = [
+        proto::TCP,
+        proto::UDP,
+        proto::SCTP,
+        proto::ICMP,
+        proto::ICMPV6,
+    ];
     if known.into_iter().any(|p| protocol_name(p) == lower) {
         return Ok(lower);
     }
@@ -150,8 +177,11 @@ fn protocol(text: &str) -> Result<String, FilterError> {
 
 fn state(text: &str) -> Result<String, FilterError> {
     let lower = text.to_ascii_lowercase().replace('_', "-");
-    let names: BTreeSet<&str> =
-        conntrack::State::ALL.iter().map(|s| s.name()).chain([EMBRYO]).collect();
+    let names: BTreeSet<&str> = conntrack::State::ALL
+        .iter()
+        .map(|s| s.name())
+        .chain([EMBRYO])
+        .collect();
     if names.contains(lower.as_str()) {
         Ok(lower)
     } else {
@@ -168,7 +198,11 @@ fn network(text: &str, topology: &Topology) -> Result<u16, FilterError> {
 
 fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +215,9 @@ mod tests {
     fn matches(change: impl FnOnce(&mut Criteria)) -> bool {
         let mut criteria = Criteria::default();
         change(&mut criteria);
-        Filter::new(&criteria, &topology()).unwrap().matches(&published())
+        Filter::new(&criteria, &topology())
+            .unwrap()
+            .matches(&published())
     }
 
     fn refused(change: impl FnOnce(&mut Criteria)) -> String {

@@ -115,7 +115,11 @@ pub struct Usage {
 impl FlowView {
     /// Bytes of both directions.
     pub fn bytes(&self) -> u64 {
-        [self.sent, self.received].into_iter().flatten().map(|c| c.bytes).sum()
+        [self.sent, self.received]
+            .into_iter()
+            .flatten()
+            .map(|c| c.bytes)
+            .sum()
     }
 }
 
@@ -153,7 +157,12 @@ where
     };
     let (flows, limit) = count(flows)?;
     let (embryos, embryo_limit) = count(embryos)?;
-    Ok(Usage { flows, limit, embryos, embryo_limit })
+    Ok(Usage {
+        flows,
+        limit,
+        embryos,
+        embryo_limit,
+    })
 }
 
 fn read<F: Family>(
@@ -173,7 +182,13 @@ where
         entries.insert(key, Entry { flow, embryo: true });
     })?;
     state.for_each(flows, |key, flow| {
-        entries.insert(key, Entry { flow, embryo: false });
+        entries.insert(
+            key,
+            Entry {
+                flow,
+                embryo: false,
+            },
+        );
     })?;
     let context = Context {
         topology,
@@ -220,20 +235,34 @@ where
     F::Addr: std::hash::Hash,
 {
     let other_half = |key: &Tuple<F::Addr>, entry: &Entry<F::Addr>| {
-        entries.get(&translated(key, &entry.flow).reversed()).filter(|other| {
-            other.is_reply() != entry.is_reply() && other.flow.generation == entry.flow.generation
-        })
+        entries
+            .get(&translated(key, &entry.flow).reversed())
+            .filter(|other| {
+                other.is_reply() != entry.is_reply()
+                    && other.flow.generation == entry.flow.generation
+            })
     };
     let mut views = Vec::with_capacity(entries.len() / 2 + 1);
     for (key, entry) in entries {
         let other = other_half(key, entry);
         if !entry.is_reply() {
-            let halves = Halves { original: Some(entry), reply: other };
-            views.push(view::<F>(key, &translated(key, &entry.flow), &halves, context));
+            let halves = Halves {
+                original: Some(entry),
+                reply: other,
+            };
+            views.push(view::<F>(
+                key,
+                &translated(key, &entry.flow),
+                &halves,
+                context,
+            ));
         } else if other.is_none() {
             // What the opening side sends is what its replies are turned into, and back.
             let original = translated(key, &entry.flow).reversed();
-            let halves = Halves { original: None, reply: Some(entry) };
+            let halves = Halves {
+                original: None,
+                reply: Some(entry),
+            };
             views.push(view::<F>(&original, &key.reversed(), &halves, context));
         }
     }
@@ -313,13 +342,19 @@ fn owner(
         .get(&ifindex)
         .or_else(|| candidates.into_iter().find_map(|a| topology.endpoint_at(a)));
     match endpoint {
-        Some(endpoint) => (Some(endpoint.into()), topology.network_ref(endpoint.network)),
+        Some(endpoint) => (
+            Some(endpoint.into()),
+            topology.network_ref(endpoint.network),
+        ),
         None => (None, None),
     }
 }
 
 fn tuple_view<F: Family>(tuple: &Tuple<F::Addr>) -> TupleView {
-    let (sport, dport) = (u16::from_be_bytes(tuple.sport), u16::from_be_bytes(tuple.dport));
+    let (sport, dport) = (
+        u16::from_be_bytes(tuple.sport),
+        u16::from_be_bytes(tuple.dport),
+    );
     let ports = has_ports(tuple.proto);
     TupleView {
         src: ip(tuple.src),
@@ -385,13 +420,29 @@ pub(crate) mod tests {
             (original, entry(&inside, flow_flag::REWRITE_DST, 3, 900)),
             (
                 inside.reversed(),
-                entry(&original.reversed(), flow_flag::REPLY | flow_flag::REWRITE_SRC, 2, 990),
+                entry(
+                    &original.reversed(),
+                    flow_flag::REPLY | flow_flag::REWRITE_SRC,
+                    2,
+                    990,
+                ),
             ),
         ]
     }
 
     fn joined(entries: &[(Tuple<[u8; 4]>, Flow<[u8; 4]>)], embryo: bool) -> Vec<FlowView> {
-        let entries = entries.iter().map(|(k, flow)| (*k, Entry { flow: *flow, embryo })).collect();
+        let entries = entries
+            .iter()
+            .map(|(k, flow)| {
+                (
+                    *k,
+                    Entry {
+                        flow: *flow,
+                        embryo,
+                    },
+                )
+            })
+            .collect();
         let clock = Clock::at("2026-11-21T10:00:00Z".parse().unwrap(), 1000);
         let names = |ifindex| match ifindex {
             2 => Some("eth0".to_owned()),
@@ -400,7 +451,11 @@ pub(crate) mod tests {
         };
         join::<V4>(
             &entries,
-            &Context { topology: &topology(), clock: &clock, interface: &names },
+            &Context {
+                topology: &topology(),
+                clock: &clock,
+                interface: &names,
+            },
         )
     }
 
@@ -414,13 +469,28 @@ pub(crate) mod tests {
         let views = joined(&pair(), false);
         assert_eq!(views.len(), 1);
         let v = &views[0];
-        assert_eq!((v.kind, v.protocol.as_str(), v.state), ("publish", "tcp", "established"));
+        assert_eq!(
+            (v.kind, v.protocol.as_str(), v.state),
+            ("publish", "tcp", "established")
+        );
         assert_eq!(v.original.dst.to_string(), "198.18.0.1");
         assert_eq!(v.original.dst_port, Some(8080));
         assert_eq!(v.translated.dst.to_string(), "10.201.1.2");
         assert_eq!(v.translated.dst_port, Some(80));
-        assert_eq!(v.sent, Some(Counters { packets: 3, bytes: 300 }));
-        assert_eq!(v.received, Some(Counters { packets: 2, bytes: 200 }));
+        assert_eq!(
+            v.sent,
+            Some(Counters {
+                packets: 3,
+                bytes: 300
+            })
+        );
+        assert_eq!(
+            v.received,
+            Some(Counters {
+                packets: 2,
+                bytes: 200
+            })
+        );
         assert_eq!(v.missing, None);
         assert_eq!(v.idle_seconds, 10);
         assert_eq!(v.expires_in_seconds, 5 * 24 * 3600 - 10);
@@ -472,8 +542,12 @@ pub(crate) mod tests {
         let request = tuple(CONTAINER, 0x1234, CLIENT, 0, proto::ICMP);
         let outside = tuple(HOST, 0x9999, CLIENT, 0, proto::ICMP);
         let mut sent = entry(&outside, flow_flag::REWRITE_SRC, 1, 999);
-        let mut received =
-            entry(&request.reversed(), flow_flag::REPLY | flow_flag::REWRITE_DST, 1, 999);
+        let mut received = entry(
+            &request.reversed(),
+            flow_flag::REPLY | flow_flag::REWRITE_DST,
+            1,
+            999,
+        );
         (sent.kind, received.kind) = (flow_kind::MASQUERADE, flow_kind::MASQUERADE);
         let views = joined(&[(request, sent), (outside.reversed(), received)], false);
         assert_eq!(views.len(), 1);

@@ -103,7 +103,10 @@ fn other_versions(others: &[String]) -> String {
     if others.is_empty() {
         return String::new();
     }
-    format!(" (but there is {}, of another version of netd)", others.join(", "))
+    format!(
+        " (but there is {}, of another version of netd)",
+        others.join(", ")
+    )
 }
 
 /// The pinned data plane.
@@ -132,7 +135,10 @@ impl State {
         match fs::read_dir(state.maps()).map(|mut entries| entries.next().is_some()) {
             Ok(true) => {}
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(StateError::Denied { path: state.maps(), source });
+                return Err(StateError::Denied {
+                    path: state.maps(),
+                    source,
+                });
             }
             _ => {
                 return Err(StateError::NotLoaded {
@@ -144,7 +150,10 @@ impl State {
         for (name, shape) in shape::SHAPES {
             let info = state.info(name)?;
             if let Some(difference) = shape.difference(&info) {
-                return Err(StateError::Shape { path: state.path(name), difference });
+                return Err(StateError::Shape {
+                    path: state.path(name),
+                    difference,
+                });
             }
         }
         Ok(state)
@@ -155,6 +164,12 @@ impl State {
     pub fn with_network_names(mut self, names: BTreeMap<u16, String>) -> Self {
         self.network_names = names;
         self
+    }
+
+    /// Reads the clocks and the names of interfaces again, for a command that goes on.
+    pub fn refresh(&mut self) {
+        self.interfaces = interface_names();
+        self.clock = Clock::now();
     }
 
     /// Where maps and links are pinned.
@@ -174,7 +189,8 @@ impl State {
 
     /// Name of an interface, or `if7` where it is gone.
     pub fn interface_or_number(&self, ifindex: u32) -> String {
-        self.interface(ifindex).map_or_else(|| format!("if{ifindex}"), str::to_owned)
+        self.interface(ifindex)
+            .map_or_else(|| format!("if{ifindex}"), str::to_owned)
     }
 
     /// The one element of `CONFIG`.
@@ -285,7 +301,9 @@ pub fn protocol_name(proto: u8) -> String {
 
 fn interface_names() -> BTreeMap<u32, String> {
     // Without names everything is still shown, by number.
-    let Ok(interfaces) = if_nameindex() else { return BTreeMap::new() };
+    let Ok(interfaces) = if_nameindex() else {
+        return BTreeMap::new();
+    };
     interfaces
         .into_iter()
         .map(|i| (i.index(), i.name().to_string_lossy().into_owned()))
@@ -293,11 +311,14 @@ fn interface_names() -> BTreeMap<u32, String> {
 }
 
 fn pinned_versions(pin_dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(pin_dir) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(pin_dir) else {
+        return Vec::new();
+    };
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| {
-            name.strip_prefix('v').is_some_and(|n| n.parse().is_ok_and(|n: u32| n != abi::VERSION))
+            name.strip_prefix('v')
+                .is_some_and(|n| n.parse().is_ok_and(|n: u32| n != abi::VERSION))
         })
         .collect();
     names.sort();
@@ -322,9 +343,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("v9999/maps")).unwrap();
         let error = State::open(dir.path()).unwrap_err();
-        let StateError::NotLoaded { others, .. } = &error else { panic!("{error}") };
+        let StateError::NotLoaded { others, .. } = &error else {
+            panic!("{error}")
+        };
         assert_eq!(others, &["v9999"]);
         let text = error.to_string();
-        assert!(text.contains("netd run") && text.contains("--pin-dir"), "{text}");
+        assert!(
+            text.contains("netd run") && text.contains("--pin-dir"),
+            "{text}"
+        );
     }
 }

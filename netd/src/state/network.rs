@@ -1,10 +1,6 @@
 //! Networks and the containers on them.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use netd_common::abi::{
     Endpoint, EndpointAddress, Network, Subnet, V4Addr, V6Addr, endpoint_flag, gateway_mode, map,
@@ -155,7 +151,8 @@ impl Topology {
 
     fn read_addresses<A: Address>(&mut self, state: &State, name: &str) -> Result<(), StateError> {
         state.for_each(name, |address: A, owner: EndpointAddress| {
-            self.by_address.insert(ip(address), (owner.ifindex, owner.network));
+            self.by_address
+                .insert(ip(address), (owner.ifindex, owner.network));
         })
     }
 
@@ -176,14 +173,19 @@ impl Topology {
 
     /// The container behind this host interface.
     pub fn endpoint_named(&self, interface: &str) -> Option<&EndpointView> {
-        self.endpoints.values().find(|e| e.interface.as_deref() == Some(interface))
+        self.endpoints
+            .values()
+            .find(|e| e.interface.as_deref() == Some(interface))
     }
 
     /// A reference to the network with this id, gone or not; `None` for 0.
     pub fn network_ref(&self, id: u16) -> Option<NetworkRef> {
         (id != 0).then(|| NetworkRef {
             id,
-            name: self.networks.get(&id).map_or_else(|| id.to_string(), |n| n.name.clone()),
+            name: self
+                .networks
+                .get(&id)
+                .map_or_else(|| id.to_string(), |n| n.name.clone()),
         })
     }
 
@@ -224,7 +226,10 @@ fn network_view(state: &State, id: u16, network: &Network) -> NetworkView {
         mode_v6: mode_name(network.mode_v6),
         icc: has(network_flag::ICC),
         internal: has(network_flag::INTERNAL),
-        spoof: match (has(network_flag::SPOOF_STRICT), has(network_flag::SPOOF_OFF)) {
+        spoof: match (
+            has(network_flag::SPOOF_STRICT),
+            has(network_flag::SPOOF_OFF),
+        ) {
             (true, _) => "strict",
             (false, true) => "off",
             (false, false) => "nat",
@@ -237,7 +242,10 @@ fn network_view(state: &State, id: u16, network: &Network) -> NetworkView {
 }
 
 fn specified(v4: V4Addr, v6: V6Addr) -> Vec<IpAddr> {
-    [ip(v4), ip(v6)].into_iter().filter(|a| !a.is_unspecified()).collect()
+    [ip(v4), ip(v6)]
+        .into_iter()
+        .filter(|a| !a.is_unspecified())
+        .collect()
 }
 
 fn mode_name(mode: u8) -> &'static str {
@@ -309,10 +317,14 @@ pub(crate) mod tests {
                 },
             );
         }
-        for (address, ifindex, network) in
-            [("10.201.1.2", 11, 1), ("fd00:201:1::2", 11, 1), ("10.201.2.2", 12, 2)]
-        {
-            topology.by_address.insert(address.parse().unwrap(), (ifindex, network));
+        for (address, ifindex, network) in [
+            ("10.201.1.2", 11, 1),
+            ("fd00:201:1::2", 11, 1),
+            ("10.201.2.2", 12, 2),
+        ] {
+            topology
+                .by_address
+                .insert(address.parse().unwrap(), (ifindex, network));
         }
         topology.assign_addresses();
         topology

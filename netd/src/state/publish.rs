@@ -127,7 +127,11 @@ fn fold<A: Address + Ord>(
                 _ => ranges.push(Ports { first, last }),
             }
         }
-        views.extend(ranges.into_iter().map(|range| view(topology, proto, host, &backend, range)));
+        views.extend(
+            ranges
+                .into_iter()
+                .map(|range| view(topology, proto, host, &backend, range)),
+        );
     }
     views
 }
@@ -178,14 +182,27 @@ mod tests {
     }
 
     /// The range as prefixes, in the order in which they are cut off.
-    fn cut(first: u16, last: u16, backend: Backend<[u8; 4]>) -> Vec<(u32, PortPrefix<[u8; 4]>, Backend<[u8; 4]>)> {
+    fn cut(
+        first: u16,
+        last: u16,
+        backend: Backend<[u8; 4]>,
+    ) -> Vec<(u32, PortPrefix<[u8; 4]>, Backend<[u8; 4]>)> {
         let mut out = Vec::new();
         let mut at = u32::from(first);
         while at <= u32::from(last) {
             let room = u32::from(last) - at + 1;
             let size: u32 = (1 << at.trailing_zeros().min(16)).min(1 << room.ilog2());
-            let key = PortPrefix { proto: 6, reserved: 0, addr: [0; 4], port: (at as u16).to_be_bytes() };
-            out.push((port_prefix_base::<[u8; 4]>() + 16 - size.ilog2(), key, backend));
+            let key = PortPrefix {
+                proto: 6,
+                reserved: 0,
+                addr: [0; 4],
+                port: (at as u16).to_be_bytes(),
+            };
+            out.push((
+                port_prefix_base::<[u8; 4]>() + 16 - size.ilog2(),
+                key,
+                backend,
+            ));
             at += size;
         }
         out
@@ -228,7 +245,13 @@ mod tests {
         entries.extend(cut(8008, 8008, backend(8000, 80)));
         let views = fold(entries, &topology());
         assert_eq!(views.len(), 2);
-        assert_eq!(views[1].container_ports, Ports { first: 88, last: 88 });
+        assert_eq!(
+            views[1].container_ports,
+            Ports {
+                first: 88,
+                last: 88
+            }
+        );
     }
 
     #[test]

@@ -21,7 +21,11 @@ pub struct Shape {
 impl Shape {
     const fn of<K, V>(kind: MapType) -> Self {
         // A trie's key begins with the prefix length.
-        let prefix = if matches!(kind, MapType::LpmTrie) { 4 } else { 0 };
+        let prefix = if matches!(kind, MapType::LpmTrie) {
+            4
+        } else {
+            0
+        };
         Self {
             kind,
             key: size_of::<K>() as u32 + prefix,
@@ -66,8 +70,14 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::LOCAL_V4, Shape::of::<A4, LocalAddress>(LpmTrie)),
         (map::LOCAL_V6, Shape::of::<A6, LocalAddress>(LpmTrie)),
         (map::UPLINKS, Shape::of::<u32, Uplink>(Hash)),
-        (map::PUBLISH_V4, Shape::of::<PortPrefix<A4>, Backend<A4>>(LpmTrie)),
-        (map::PUBLISH_V6, Shape::of::<PortPrefix<A6>, Backend<A6>>(LpmTrie)),
+        (
+            map::PUBLISH_V4,
+            Shape::of::<PortPrefix<A4>, Backend<A4>>(LpmTrie),
+        ),
+        (
+            map::PUBLISH_V6,
+            Shape::of::<PortPrefix<A6>, Backend<A6>>(LpmTrie),
+        ),
         (map::EXPOSED_V4, Shape::of::<PortPrefix<A4>, u32>(LpmTrie)),
         (map::EXPOSED_V6, Shape::of::<PortPrefix<A6>, u32>(LpmTrie)),
         (map::PORTS, Shape::of::<u32, u64>(Array)),
@@ -83,7 +93,10 @@ pub const SHAPES: &[(&str, Shape)] = {
 
 /// The shape of the map with this name.
 pub fn shape(name: &str) -> Option<&'static Shape> {
-    SHAPES.iter().find(|(n, _)| *n == name).map(|(_, shape)| shape)
+    SHAPES
+        .iter()
+        .find(|(n, _)| *n == name)
+        .map(|(_, shape)| shape)
 }
 
 #[cfg(test)]
@@ -105,7 +118,10 @@ mod tests {
     #[test]
     fn names_are_unique() {
         for (i, (name, _)) in SHAPES.iter().enumerate() {
-            assert!(SHAPES[i + 1..].iter().all(|(other, _)| other != name), "{name}");
+            assert!(
+                SHAPES[i + 1..].iter().all(|(other, _)| other != name),
+                "{name}"
+            );
         }
     }
 }

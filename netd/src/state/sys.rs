@@ -72,7 +72,10 @@ pub(super) fn tcx_link_target(pin: &Path) -> io::Result<u32> {
     // SAFETY: the kernel writes at most `info_len` bytes to `info`, which outlives the call.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
     if info.type_ != bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not a tcx link"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "this is not a tcx link",
+        ));
     }
     // SAFETY: the type says which member of the union was written.
     Ok(unsafe { info.__bindgen_anon_1.tcx.ifindex })
@@ -124,7 +127,12 @@ mod tests {
         let endpoint: Endpoint = read(&bytes[1..]);
         assert_eq!(
             endpoint,
-            Endpoint { mac: [1, 2, 3, 4, 5, 6], network: 7, mtu: 1500, flags: 1 }
+            Endpoint {
+                mac: [1, 2, 3, 4, 5, 6],
+                network: 7,
+                mtu: 1500,
+                flags: 1
+            }
         );
     }
 
