@@ -32,10 +32,7 @@ pub fn apply_all(steps: &[Step], to: &mut impl Dataplane) -> Vec<Failure> {
 }
 
 fn failure(step: &Step, error: DataplaneError) -> Failure {
-    Failure {
-        step: format!("{} {}", step.action(), step.subject()),
-        error,
-    }
+    Failure { step: format!("{} {}", step.action(), step.subject()), error }
 }
 
 fn one(step: &Step, to: &mut impl Dataplane) -> Result<(), DataplaneError> {
@@ -47,9 +44,7 @@ fn one(step: &Step, to: &mut impl Dataplane) -> Result<(), DataplaneError> {
             to.attach(*attachment, interface)
         }
         Step::Detach(attachment) => to.detach(*attachment),
-        Step::Sysctl {
-            name, to: value, ..
-        } => to.set_sysctl(name, value),
+        Step::Sysctl { name, to: value, .. } => to.set_sysctl(name, value),
         Step::EndFlows(filter) => to.end_flows(filter).map(drop),
         Step::BumpEpoch => to.bump_epoch(),
     }

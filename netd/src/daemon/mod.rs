@@ -177,10 +177,7 @@ fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| cpus as u32)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "called once, from the line above"
-)]
+#[expect(clippy::too_many_arguments, reason = "called once, from the line above")]
 async fn serve(
     options: &Options,
     start: Start,

@@ -172,8 +172,7 @@ impl Pinned {
         };
         for entry in entries {
             let entry = entry.map_err(pin_error(&directory, "list it"))?;
-            if let Some(attachment) =
-                Attachment::from_pin_name(&entry.file_name().to_string_lossy())
+            if let Some(attachment) = Attachment::from_pin_name(&entry.file_name().to_string_lossy())
             {
                 let state = link_state(&entry.path(), attachment, &is_current)?;
                 found.insert(attachment, state);
@@ -398,9 +397,7 @@ impl Kernel {
                 let link = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
                 let link = SchedClassifierLink::try_from(FdLink::from(link))
                     .map_err(|error| failed(&error))?;
-                let id = program
-                    .attach_to_link(link)
-                    .map_err(|error| failed(&error))?;
+                let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
                 // Closes the descriptor; the pin keeps the link.
                 drop(program.take_link(id).map_err(|error| failed(&error))?);
                 return Ok(());
@@ -423,9 +420,7 @@ impl Kernel {
         let at_interface = tcx_links(attachment.ifindex, attachment.hook.is_egress())
             .map_err(|error| failed(&error))?;
         if !at_interface.contains(&own) {
-            return Err(failed(
-                &"another interface has that name now; it is read again",
-            ));
+            return Err(failed(&"another interface has that name now; it is read again"));
         }
         link.pin(&path)
             .map(drop)

@@ -315,9 +315,7 @@ pub struct Settings {
 }
 
 /// Ports from `first` to `last`, both included.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortSpan {
     /// Lowest port.
     pub first: u16,
