@@ -12,4 +12,5 @@ pub mod lab;
 pub mod logging;
 pub mod plan;
 pub mod run_state;
+pub mod state;
 pub mod teardown;

@@ -1,16 +1,23 @@
 //! The `netd` command: one module per verb.
 
 mod check;
+pub mod drops;
+pub mod flows;
+mod output;
 mod plan;
+pub mod ports;
+mod read;
 mod reload;
 mod run;
+pub mod shell;
+pub mod status;
 mod unload;
 mod verifier_stats;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, DEFAULT_PATH, DEFAULT_PIN_DIR};
 use crate::daemon::STATE_DIR;
@@ -90,6 +97,15 @@ enum Verb {
     Check(check::Args),
     /// Show what would be changed to put the file in force.
     Plan(plan::Args),
+    /// Show whether the daemon runs and what the data plane enforces.
+    #[command(after_help = status::EXIT_CODES)]
+    Status(status::Args),
+    /// Show published ports and where they lead.
+    Ports(ports::Args),
+    /// Show flows, the busiest first. Filters combine.
+    Flows(flows::Args),
+    /// Show dropped packets: why, where, how many, and the last of each.
+    Drops(drops::Args),
     /// Have the running daemon read the file again, and wait for its answer.
     Reload(reload::Args),
     /// Remove everything that netd put into the kernel.
@@ -101,6 +117,11 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Print a shell's completion script.
+    Completions(shell::CompletionsArgs),
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man(shell::ManArgs),
 }
 
 /// Runs the command that the arguments name; prints its answer, or why there is none.
@@ -123,9 +144,15 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(global, args),
         Verb::Check(args) => check::run(global, args),
         Verb::Plan(args) => plan::run(global, args),
+        Verb::Status(args) => status::run(global, args),
+        Verb::Ports(args) => ports::run(global, args),
+        Verb::Flows(args) => flows::run(global, args),
+        Verb::Drops(args) => drops::run(global, args),
         Verb::Reload(args) => reload::run(global, args),
         Verb::Unload(args) => unload::run(global, args),
         Verb::VerifierStats { json } => verifier_stats::run(*json),
+        Verb::Completions(args) => shell::completions(Cli::command(), args),
+        Verb::Man(args) => shell::man(&Cli::command(), args),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -149,7 +176,6 @@ fn print_json(value: &serde_json::Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
