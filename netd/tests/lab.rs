@@ -156,3 +156,245 @@ fn an_injected_frame_is_captured_as_it_was_sent() -> TestResult {
     assert_eq!(second.decoded.tags, [(frame::ETHERTYPE_VLAN, 5)]);
     Ok(())
 }
+
+/// Subnets of the standard host that need masquerade, as iptables would have it.
+const MASQUERADE: &str = "*nat\n-A POSTROUTING -s 10.200.0.0/24 ! -o br-def -j MASQUERADE\n\
+                          -A POSTROUTING -s 10.201.0.0/16 -o up0 -j MASQUERADE\nCOMMIT\n";
+
+#[test]
+fn with_masquerade_nothing_leaks_and_without_it_the_guard_says_so() -> TestResult {
+    need_root!();
+    if !IptablesBackend::Default.installed() {
+        println!("skipped: iptables is not installed");
+        return Ok(());
+    }
+    let to_client = SocketAddr::new(CLIENT.into(), WEB);
+    let options = ProbeOptions::default();
+    for (masquerade, own) in [(true, HOST.into()), (false, ip("10.200.0.2"))] {
+        let rules = if masquerade {
+            vec![RuleSet::new("masquerade", MASQUERADE)]
+        } else {
+            Vec::new()
+        };
+        let host = StandardHost::build(StandardHostOptions {
+            forwarding: true,
+            rules,
+            ..Default::default()
+        })?;
+        let guards = host.leak_guards()?;
+        let outcome = host.tcp("c0", to_client, &options);
+        assert!(
+            Expect::AnswerFrom(own).matches(&outcome),
+            "masquerade {masquerade}: {outcome}"
+        );
+        for guard in guards {
+            assert!(guard.seen() > 0);
+            let verdict = guard.finish();
+            match masquerade {
+                true => assert_eq!(verdict, Ok(())),
+                false => {
+                    let list = verdict.expect_err("the guard must see the container's address");
+                    assert!(list.contains("TCP 10.200.0.2 port"), "{list}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_standard_host_is_closed_by_itself_and_open_with_forwarding() -> TestResult {
+    need_root!();
+    let options = ProbeOptions::default().timeout(Duration::from_millis(600));
+    let (web, datagram) = (
+        |address| SocketAddr::new(address, WEB),
+        |address| SocketAddr::new(address, DATAGRAM),
+    );
+    for tx_offload in [true, false] {
+        let host = StandardHost::build(StandardHostOptions {
+            tx_offload,
+            ..Default::default()
+        })?;
+        for container in &host.containers {
+            let offload = container
+                .namespace
+                .offload("eth0", Offload::TransmitChecksum)?;
+            assert_eq!(offload, tx_offload, "{}", container.name);
+            for address in [Some(container.v4), container.v6].into_iter().flatten() {
+                // The host and the neighbour reach everyone; nobody is reached through the host.
+                let neighbour = host
+                    .containers
+                    .iter()
+                    .find(|other| {
+                        other.network == container.network && other.name != container.name
+                    })
+                    .expect("two containers in each network");
+                let gateway = StandardHost::network(container.network);
+                let gateway = if address.is_ipv4() {
+                    Some(gateway.gateway())
+                } else {
+                    gateway.gateway6()
+                };
+                let expected = Expect::AnswerFrom(gateway.expect("gateway"));
+                let outcome = host.tcp("host", web(address), &options);
+                assert!(
+                    expected.matches(&outcome),
+                    "host to {}: {outcome}",
+                    container.name
+                );
+                let outcome = host.udp(neighbour.name, datagram(address), &options);
+                assert!(
+                    outcome.answered(),
+                    "{} to {}: {outcome}",
+                    neighbour.name,
+                    container.name
+                );
+                let outcome = host.ping(neighbour.name, address, &options);
+                assert_eq!(outcome.to_string(), "ok");
+            }
+        }
+        let c0 = host.container("c0");
+        let outcome = host.tcp("client", web(c0.v4), &options);
+        assert_eq!(outcome, Outcome::Timeout);
+        assert_eq!(host.ping("client", c0.v4, &options), Outcome::Timeout);
+        // The control: one switch, and the same probes pass.
+        host.host.set_sysctl("net/ipv4/ip_forward", 1)?;
+        let outcome = host.tcp("client", web(c0.v4), &options);
+        assert!(
+            Expect::AnswerFrom(CLIENT.into()).matches(&outcome),
+            "{outcome}"
+        );
+        assert!(host.ping("client", c0.v4, &options).answered());
+        // An internal network has no way back.
+        let outcome = host.tcp("client", web(host.container("n3a").v4), &options);
+        assert!(Expect::NoAnswer.matches(&outcome), "{outcome}");
+    }
+    Ok(())
+}
+
+#[test]
+fn counters_of_the_rules_move_with_forwarded_packets_only() -> TestResult {
+    need_root!();
+    for backend in [IptablesBackend::Legacy, IptablesBackend::Nft] {
+        if !backend.installed() {
+            println!("skipped: iptables of {backend:?} is not installed");
+            continue;
+        }
+        let rules = vec![
+            RuleSet::docker_29(),
+            RuleSet::oracle_cloud(),
+            RuleSet::tailscale(),
+            RuleSet::ufw(),
+        ];
+        let host = StandardHost::build(StandardHostOptions {
+            forwarding: true,
+            rules,
+            backend,
+            ..Default::default()
+        })?;
+        let options = ProbeOptions::default().timeout(Duration::from_millis(600));
+        // Neighbours talk through the bridge alone, unless br_netfilter takes them past iptables.
+        let c0b = SocketAddr::new(host.container("c0b").v4, WEB);
+        for bridge_netfilter in [false, true] {
+            if !host.host.set_bridge_netfilter(bridge_netfilter)? {
+                println!("skipped: the kernel has no br_netfilter");
+                continue;
+            }
+            let before = host.host.counters()?;
+            assert!(before.len() > 50, "{}", before.len());
+            assert!(host.tcp("c0", c0b, &options).answered());
+            let moved = host.host.counters()?.forwarding_moved_since(&before);
+            assert_eq!(!moved.is_empty(), bridge_netfilter, "{backend:?} {moved:?}");
+        }
+        let before = host.host.counters()?;
+        let c0 = SocketAddr::new(host.container("c0").v4, WEB);
+        assert!(Expect::NoAnswer.matches(&host.tcp("client", c0, &options)));
+        let moved = host.host.counters()?.forwarding_moved_since(&before);
+        assert!(
+            !moved.is_empty(),
+            "{backend:?}: a routed packet must move a counter"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_rule_set_loads_with_every_backend() -> TestResult {
+    need_root!();
+    let sets = [
+        RuleSet::docker_20_10(),
+        RuleSet::docker_29(),
+        RuleSet::oracle_cloud(),
+        RuleSet::tailscale(),
+        RuleSet::ufw(),
+        RuleSet::wg_quick(),
+        RuleSet::forward_drop(),
+        RuleSet::forward_drop().ipv6(),
+    ];
+    for backend in [IptablesBackend::Legacy, IptablesBackend::Nft] {
+        if !backend.installed() {
+            println!("skipped: iptables of {backend:?} is not installed");
+            continue;
+        }
+        for rules in &sets {
+            Namespace::create("rules")?.load_rules(rules, backend)?;
+        }
+        let refused = Namespace::create("rules")?
+            .load_rules(&RuleSet::new("bad", "*filter\n-A NO\n"), backend);
+        assert!(
+            matches!(refused, Err(LabError::Program { .. })),
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn bulk_and_streams_are_counted() -> TestResult {
+    need_root!();
+    let (left, right) = pair()?;
+    let _server = Server::start(
+        &right,
+        "right",
+        &[Listen::tcp_any(80), Listen::udp_any(5000)].concat(),
+    )?;
+    let options = ProbeOptions::default();
+    for direction in [Direction::Upload, Direction::Download] {
+        let bytes = (4 << 20) + 5;
+        let transfer = bulk_transfer(&left, at("[fd99::2]:80"), bytes, direction, &options);
+        assert_eq!(
+            transfer.map(|transfer| transfer.bytes),
+            Ok(bytes),
+            "{direction:?}"
+        );
+    }
+    let stream = UdpStream::start(
+        &left,
+        at("198.18.0.2:5000"),
+        Duration::from_millis(2),
+        &options,
+    )?;
+    let mut connection = Connection::open(&left, at("198.18.0.2:80"), &options).expect("connect");
+    assert!(connection.exchange(100, options.timeout).answered());
+    std::thread::sleep(Duration::from_millis(200));
+    let report = stream.stop();
+    assert!(report.sent >= 10 && report.lost() == 0, "{report}");
+    // The control: with the far end down for a while the same stream counts losses.
+    let stream = UdpStream::start(
+        &left,
+        at("198.18.0.2:5000"),
+        Duration::from_millis(2),
+        &options,
+    )?;
+    std::thread::sleep(Duration::from_millis(50));
+    right.set_down("eth0")?;
+    std::thread::sleep(Duration::from_millis(50));
+    right.set_up("eth0")?;
+    right.wait_ready("eth0")?;
+    std::thread::sleep(Duration::from_millis(50));
+    let report = stream.stop();
+    assert!(report.lost() > 0 && report.received > 0, "{report}");
+    // The connection outlives the gap.
+    assert!(connection.exchange(100, Duration::from_secs(5)).answered());
+    Ok(())
+}
