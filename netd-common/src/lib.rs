@@ -1,2 +1,36 @@
 //! netd's packet engine: all packet logic, one source for the kernel and for native tests.
-#![cfg_attr(not(test), no_std)]
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`abi`] | keys and values of every BPF map: the contract between the daemon and the programs |
+//! | [`drop`] | why a packet is dropped |
+//! | [`wire`] | protocol headers |
+//! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
+//! | [`checksum`] | one's complement arithmetic |
+//! | [`parse`] | from bytes to a [`parse::Parsed`] header summary |
+//! | [`tables`] | what the engine asks of the maps, the route table and the socket table |
+//! | [`conntrack`] | flow states and their lifetimes |
+//! | [`flow`] | creating, promoting, healing and ending flows |
+//! | [`nat`] | rewriting a packet, choosing a source port |
+//! | [`decide`] | what happens to a new flow |
+//! | [`pipeline`] | the four hooks |
+//!
+//! Nothing here performs I/O, reads a clock or owns a map: the traits in [`packet`] and [`tables`]
+//! are implemented by `netd-ebpf` over skbs and BPF maps, and by [`model`] natively.
+#![cfg_attr(not(any(test, feature = "model")), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod conntrack;
+pub mod decide;
+pub mod drop;
+pub mod flow;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
+pub mod nat;
+pub mod packet;
+pub mod parse;
+pub mod pipeline;
+pub mod sabotage;
+pub mod tables;
+pub mod wire;

@@ -1,0 +1,641 @@
+//! Keys and values of the BPF maps: the contract between the daemon and the programs.
+//!
+//! What came from a packet (addresses, ports, MACs) is a byte array in wire order; counters,
+//! ifindexes and times are native integers. Every type is plain data: no padding the compiler
+//! chose, no `bool`, `enum` or `Option`, and its size is asserted below. A change of any layout or
+//! meaning is a new [`VERSION`], which is part of the pin path.
+
+use crate::wire::{V4, V6, Wire};
+
+/// Version of everything in this module. Maps are pinned under `<pin_dir>/v<VERSION>/`.
+pub const VERSION: u32 = 1;
+
+/// Names of the maps in the BPF object, which are also their pin names.
+pub mod map {
+    /// [`super::Config`], one element.
+    pub const CONFIG: &str = "CONFIG";
+    /// ifindex of a container's host veth (native u32) → [`super::Endpoint`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Container IPv4 address → [`super::EndpointAddress`].
+    pub const ADDRS_V4: &str = "ADDRS_V4";
+    /// Container IPv6 address → [`super::EndpointAddress`].
+    pub const ADDRS_V6: &str = "ADDRS_V6";
+    /// Network id → [`super::Network`], an array; id 0 is never used.
+    pub const NETWORKS: &str = "NETWORKS";
+    /// [`super::NetworkInterface`] → native u32 flags (1 = trusted).
+    pub const TRUSTED: &str = "TRUSTED";
+    /// Prefix → [`super::Subnet`] of a managed network, LPM.
+    pub const SUBNETS_V4: &str = "SUBNETS_V4";
+    /// The same for IPv6.
+    pub const SUBNETS_V6: &str = "SUBNETS_V6";
+    /// Prefix of the host's `local` route table → [`super::LocalAddress`], LPM.
+    pub const LOCAL_V4: &str = "LOCAL_V4";
+    /// The same for IPv6.
+    pub const LOCAL_V6: &str = "LOCAL_V6";
+    /// ifindex (native u32) of every L3 interface that is not a managed bridge → [`super::Uplink`].
+    pub const UPLINKS: &str = "UPLINKS";
+    /// [`super::PortPrefix`] of a host address → [`super::Backend`], LPM.
+    pub const PUBLISH_V4: &str = "PUBLISH_V4";
+    /// The same for IPv6.
+    pub const PUBLISH_V6: &str = "PUBLISH_V6";
+    /// [`super::PortPrefix`] of a container address → native u32 (1): container ports that some
+    /// publish opens, for direct routing. LPM.
+    pub const EXPOSED_V4: &str = "EXPOSED_V4";
+    /// The same for IPv6.
+    pub const EXPOSED_V6: &str = "EXPOSED_V6";
+    /// Bitmap of host ports that some publish of any address uses: one native u64 per 64 ports,
+    /// index [`super::port_word`].
+    pub const PORTS: &str = "PORTS";
+    /// [`super::Tuple`] → [`super::Flow`]: confirmed IPv4 flows, two entries each, never evicted.
+    pub const FLOWS_V4: &str = "FLOWS_V4";
+    /// The same for IPv6.
+    pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// IPv4 flows that no reply has confirmed yet, LRU.
+    pub const EMBRYOS_V4: &str = "EMBRYOS_V4";
+    /// The same for IPv6.
+    pub const EMBRYOS_V6: &str = "EMBRYOS_V6";
+    /// [`super::DropKey`] → [`super::DropCount`], per CPU.
+    pub const DROPS: &str = "DROPS";
+    /// Ring buffer of [`super::DropEvent`], sampled.
+    pub const DROP_EVENTS: &str = "DROP_EVENTS";
+    /// [`super::Verdicts`] per hook, per CPU; index [`super::hook`].
+    pub const VERDICTS: &str = "VERDICTS";
+}
+
+/// Hook numbers: index in `VERDICTS`, and `hook` of drop counters and events.
+pub mod hook {
+    /// tcx ingress of a container's host veth: what the container sends.
+    pub const FROM_ENDPOINT: u8 = 0;
+    /// tcx egress of a container's host veth: what the stack or the bridge delivers.
+    pub const TO_ENDPOINT: u8 = 1;
+    /// tcx ingress of every other L3 interface.
+    pub const FROM_UPLINK: u8 = 2;
+    /// tcx ingress of a managed bridge.
+    pub const BRIDGE_IN: u8 = 3;
+    /// tcx egress of a managed bridge.
+    pub const BRIDGE_OUT: u8 = 4;
+    /// How many there are.
+    pub const COUNT: u8 = 5;
+
+    /// Name for people and JSON.
+    #[must_use]
+    pub fn name(hook: u8) -> &'static str {
+        match hook {
+            FROM_ENDPOINT => "from_endpoint",
+            TO_ENDPOINT => "to_endpoint",
+            FROM_UPLINK => "from_uplink",
+            BRIDGE_IN => "bridge_guard_in",
+            BRIDGE_OUT => "bridge_guard_out",
+            _ => "unknown",
+        }
+    }
+}
+
+/// [`Config::flags`].
+pub mod config_flag {
+    /// The Engine's own rules stay in force: unknown mid-stream TCP is passed, not picked up.
+    pub const ACCELERATE: u32 = 1;
+    /// `allow_direct_routing`: published container ports may be reached by direct routing.
+    pub const ALLOW_DIRECT_ROUTING: u32 = 2;
+}
+
+/// The one element of `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Bumped by the daemon whenever routes, addresses, endpoints, networks or publishes change.
+    /// A flow with another epoch is decided and routed again at its next packet.
+    pub epoch: u32,
+    /// [`config_flag`] bits.
+    pub flags: u32,
+    /// First port of the source NAT range, native.
+    pub nat_first: u16,
+    /// Last port of the source NAT range, inclusive, native.
+    pub nat_last: u16,
+    /// Seed of the source port hash; drawn once when the maps are created.
+    pub seed: u32,
+    /// CLOCK_BOOTTIME seconds at which the daemon last synchronised; 0: never.
+    pub synced_at: u32,
+    /// Reserved, zero.
+    pub reserved: [u32; 3],
+}
+
+/// [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// The far end is in another namespace: `bpf_redirect_peer` delivers there. Clear for a tap.
+    pub const PEER: u16 = 1;
+}
+
+/// A managed container's interface on a bridge, by the ifindex of its host end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// MAC inside the container.
+    pub mac: [u8; 6],
+    /// Network id: index in `NETWORKS`.
+    pub network: u16,
+    /// MTU of the container's interface; larger packets are not delivered.
+    pub mtu: u16,
+    /// [`endpoint_flag`] bits.
+    pub flags: u16,
+}
+
+/// Who owns a container address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointAddress {
+    /// ifindex of the host veth: key in `ENDPOINTS`.
+    pub ifindex: u32,
+    /// Network id.
+    pub network: u16,
+    /// Reserved, zero.
+    pub reserved: u16,
+}
+
+/// [`Network::mode_v4`] and [`Network::mode_v6`].
+pub mod gateway_mode {
+    /// Masquerade out, DNAT in, unpublished ports closed.
+    pub const NAT: u8 = 0;
+    /// As NAT, but open to direct routing.
+    pub const NAT_UNPROTECTED: u8 = 1;
+    /// No translation; published container ports open to direct routing.
+    pub const ROUTED: u8 = 2;
+    /// No gateway address on the bridge.
+    pub const ISOLATED: u8 = 3;
+}
+
+/// [`Network::flags`].
+pub mod network_flag {
+    /// This id is in use.
+    pub const ACTIVE: u16 = 1;
+    /// Containers of the bridge may talk to each other.
+    pub const ICC: u16 = 2;
+    /// Nothing enters or leaves the subnets.
+    pub const INTERNAL: u16 = 4;
+    /// `spoof = "strict"`.
+    pub const SPOOF_STRICT: u16 = 8;
+    /// `spoof = "off"`.
+    pub const SPOOF_OFF: u16 = 16;
+    /// Source NAT for IPv4 egress.
+    pub const MASQUERADE_V4: u16 = 32;
+    /// Source NAT for IPv6 egress.
+    pub const MASQUERADE_V6: u16 = 64;
+}
+
+/// A managed bridge network.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// ifindex of the bridge.
+    pub bridge: u32,
+    /// MAC of the bridge: what containers send to when they send beyond their subnet.
+    pub bridge_mac: [u8; 6],
+    /// [`network_flag`] bits.
+    pub flags: u16,
+    /// [`gateway_mode`] of IPv4.
+    pub mode_v4: u8,
+    /// [`gateway_mode`] of IPv6.
+    pub mode_v6: u8,
+    /// Reserved, zero.
+    pub reserved: u16,
+    /// The bridge's own IPv4 address: source of a container's connection to itself. 0: none.
+    pub gateway_v4: [u8; 4],
+    /// The same for IPv6.
+    pub gateway_v6: [u8; 16],
+    /// Fixed IPv4 masquerade address (`masquerade_to`). 0: that of the egress interface.
+    pub nat_v4: [u8; 4],
+    /// The same for IPv6.
+    pub nat_v6: [u8; 16],
+}
+
+/// A pair of a network and an interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkInterface {
+    /// Network id.
+    pub network: u32,
+    /// Interface.
+    pub ifindex: u32,
+}
+
+/// Network that a managed prefix belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Subnet {
+    /// Network id.
+    pub network: u16,
+    /// Reserved, zero.
+    pub reserved: u16,
+}
+
+/// [`LocalAddress::kind`].
+pub mod local_kind {
+    /// RTN_LOCAL.
+    pub const UNICAST: u16 = 1;
+    /// RTN_BROADCAST.
+    pub const BROADCAST: u16 = 2;
+    /// RTN_ANYCAST, RTN_MULTICAST.
+    pub const OTHER: u16 = 3;
+}
+
+/// A prefix that the host itself answers for (route table 255).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// [`local_kind`].
+    pub kind: u16,
+    /// Reserved, zero.
+    pub reserved: u16,
+}
+
+/// [`Uplink::flags`].
+pub mod uplink_flag {
+    /// No Ethernet header (tun, wireguard).
+    pub const L3: u16 = 1;
+    /// `rp_filter = 1`: the route to the source must leave by this interface.
+    pub const STRICT_RP_FILTER: u16 = 2;
+    /// `containers = "published"`: published container ports may be addressed directly.
+    pub const CONTAINERS_PUBLISHED: u16 = 4;
+    /// `containers = "all"`: every container port may be addressed directly.
+    pub const CONTAINERS_ALL: u16 = 8;
+    /// `return_path = "symmetric"`.
+    pub const SYMMETRIC: u16 = 16;
+    /// Loopback: local delivery only.
+    pub const LOOPBACK: u16 = 32;
+}
+
+/// An interface of the host that is not a managed bridge or one of its ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its MTU, for packets that leave by it.
+    pub mtu: u32,
+    /// [`uplink_flag`] bits.
+    pub flags: u16,
+    /// Its own MAC, zero where it has none.
+    pub mac: [u8; 6],
+    /// Primary IPv4 address: masquerade source where the kernel's route lookup names none.
+    pub addr_v4: [u8; 4],
+    /// The same for IPv6.
+    pub addr_v6: [u8; 16],
+}
+
+/// Key of the publish and exposed tries: protocol and address whole, the port by prefix.
+/// A range of ports is at most 30 prefixes, so its size does not matter.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortPrefix<A> {
+    /// IP protocol.
+    pub proto: u8,
+    /// Reserved, zero.
+    pub reserved: u8,
+    /// Host (publish) or container (exposed) address; all zero: any local address.
+    pub addr: A,
+    /// Port in wire order, masked to the prefix.
+    pub port: [u8; 2],
+}
+
+/// Bits of [`PortPrefix`] before the port: the prefix length of a whole-address match is this plus
+/// the number of port bits.
+#[must_use]
+#[inline(always)]
+pub const fn port_prefix_base<A>() -> u32 {
+    16 + size_of::<A>() as u32 * 8
+}
+
+/// [`Backend::flags`].
+pub mod backend_flag {
+    /// `override = true`, or the listener is the Engine's own placeholder: a host socket on the
+    /// port does not win.
+    pub const OVERRIDE: u16 = 1;
+}
+
+/// Where a published port leads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend<A> {
+    /// Container address.
+    pub addr: A,
+    /// First host port of the range, wire order.
+    pub host_first: [u8; 2],
+    /// Container port that `host_first` leads to, wire order.
+    pub container_first: [u8; 2],
+    /// Network id.
+    pub network: u16,
+    /// [`backend_flag`] bits.
+    pub flags: u16,
+}
+
+/// Index in `PORTS` of the word that holds `port` (native) of a protocol, or `None` for a protocol
+/// that cannot be published. The bit within the word is `port % 64`.
+#[must_use]
+#[inline(always)]
+pub const fn port_word(proto: u8, port: u16) -> Option<u32> {
+    let table = match proto {
+        6 => 0,
+        17 => 1,
+        132 => 2,
+        _ => return None,
+    };
+    Some(table * 1024 + (port as u32) / 64)
+}
+
+/// Number of words in `PORTS`.
+pub const PORT_WORDS: u32 = 3 * 1024;
+
+/// A flow's key: the packet's own tuple, before any translation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Source port, or the ICMP identifier of an echo request, or 0.
+    pub sport: [u8; 2],
+    /// Destination port, or the ICMP identifier of an echo reply, or 0.
+    pub dport: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 3],
+}
+
+impl<A: Copy> Tuple<A> {
+    /// The tuple of a packet that travels the other way.
+    #[must_use]
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// [`Flow::flags`].
+pub mod flow_flag {
+    /// The source address and port are rewritten.
+    pub const REWRITE_SRC: u16 = 1;
+    /// The destination address and port are rewritten.
+    pub const REWRITE_DST: u16 = 2;
+    /// This entry is the direction of the replies.
+    pub const REPLY: u16 = 4;
+    /// The target is a container: `via` holds its MAC (6 bytes) and the bridge's (6 bytes).
+    /// Clear: the target is an uplink and `via` holds the next hop.
+    pub const TO_ENDPOINT: u16 = 8;
+    /// The next hop in `via` is an IPv6 address (also for an IPv4 flow, RFC 5549).
+    pub const HOP_V6: u16 = 16;
+    /// There is a next hop in `via`; clear: the destination is on the link.
+    pub const HOP: u16 = 32;
+    /// A FIN was seen in this direction.
+    pub const FIN: u16 = 64;
+    /// The container at the far end is on the same bridge: replies come to the client's own MAC.
+    pub const SAME_BRIDGE: u16 = 128;
+}
+
+/// [`Flow::kind`].
+pub mod flow_kind {
+    /// Opened by a container, source translated to an address of the egress interface.
+    pub const MASQUERADE: u8 = 1;
+    /// Opened from an uplink to a published port.
+    pub const PUBLISH: u8 = 2;
+    /// Opened by a container to a published port on a host address.
+    pub const HAIRPIN: u8 = 3;
+    /// Not translated: routed networks, trusted interfaces.
+    pub const DIRECT: u8 = 4;
+    /// How many there are, plus one.
+    pub const COUNT: u8 = 5;
+
+    /// Name for people and JSON.
+    #[must_use]
+    pub fn name(kind: u8) -> &'static str {
+        match kind {
+            MASQUERADE => "masquerade",
+            PUBLISH => "publish",
+            HAIRPIN => "hairpin",
+            DIRECT => "direct",
+            _ => "unknown",
+        }
+    }
+}
+
+/// One direction of a flow: everything an established packet needs.
+///
+/// Its counters are plain adds: the packets of one direction arrive on one receive queue, so a
+/// lost increment needs a queue change in the middle of an add.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// Packets of this direction.
+    pub packets: u64,
+    /// Bytes of this direction, layer 2.
+    pub bytes: u64,
+    /// CLOCK_MONOTONIC seconds of the last packet.
+    pub last_seen: u32,
+    /// [`Config::epoch`] under which the flow was last decided.
+    pub epoch: u32,
+    /// CLOCK_MONOTONIC seconds of the last route lookup.
+    pub routed_at: u32,
+    /// Interface on which the packets of this direction arrive.
+    pub in_ifindex: u32,
+    /// Interface to which they are redirected.
+    pub out_ifindex: u32,
+    /// The same in both entries; tells a reused tuple from the one before.
+    pub generation: u32,
+    /// Host veth of the container that the flow is accounted to.
+    pub owner: u32,
+    /// [`flow_flag`] bits.
+    pub flags: u16,
+    /// MTU of the target.
+    pub mtu: u16,
+    /// [`crate::conntrack::State`].
+    pub state: u8,
+    /// [`flow_kind`].
+    pub kind: u8,
+    /// Destination MAC that a frame of this direction carries, where `in_ifindex` is a container's.
+    pub in_mac: [u8; 6],
+    /// Next hop address, or two MACs; see [`flow_flag::TO_ENDPOINT`].
+    pub via: [u8; 16],
+    /// Source after translation.
+    pub src: A,
+    /// Destination after translation.
+    pub dst: A,
+    /// Source port after translation.
+    pub sport: [u8; 2],
+    /// Destination port after translation.
+    pub dport: [u8; 2],
+    /// Reserved, zero.
+    pub reserved: [u8; 4],
+}
+
+/// What a drop is counted by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DropKey {
+    /// [`crate::drop::DropReason`].
+    pub reason: u16,
+    /// [`hook`].
+    pub hook: u8,
+    /// 4, 6, or 0 where no IP header was read.
+    pub family: u8,
+    /// Interface of the hook.
+    pub ifindex: u32,
+    /// Network id, 0 where none is known.
+    pub network: u16,
+    /// Reserved, zero.
+    pub reserved: u16,
+}
+
+/// Length of one slot of [`DropCount::slots`], in seconds.
+pub const DROP_SLOT_SECONDS: u32 = 10;
+/// Number of slots: drops can be counted over the last ten minutes.
+pub const DROP_SLOTS: usize = 64;
+
+/// Drops within one slot of time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropSlot {
+    /// CLOCK_MONOTONIC seconds / [`DROP_SLOT_SECONDS`]: which slot of time this is.
+    pub number: u32,
+    /// Drops in it.
+    pub count: u32,
+}
+
+/// A packet's addresses, whatever its family. IPv4 addresses fill the first 4 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnyTuple {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Source port, wire order.
+    pub sport: [u8; 2],
+    /// Destination port, wire order.
+    pub dport: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// 4, 6, or 0 where no IP header was read.
+    pub family: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+}
+
+/// Per-CPU drop counter.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropCount {
+    /// Drops since the map was created.
+    pub total: u64,
+    /// CLOCK_MONOTONIC seconds of the last one.
+    pub last_seen: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// The last packet.
+    pub last: AnyTuple,
+    /// Recent history: slot number modulo [`DROP_SLOTS`] is the index.
+    pub slots: [DropSlot; DROP_SLOTS],
+}
+
+/// One dropped packet, sampled (at most [`DROP_EVENTS_PER_SECOND`] per CPU).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropEvent {
+    /// CLOCK_MONOTONIC seconds.
+    pub seen: u32,
+    /// Length of the packet in bytes.
+    pub length: u32,
+    /// What it is counted by.
+    pub key: DropKey,
+    /// Its addresses.
+    pub tuple: AnyTuple,
+}
+
+/// Rate limit of [`DropEvent`]s per CPU.
+pub const DROP_EVENTS_PER_SECOND: u32 = 100;
+
+/// What a hook decided, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Left to the kernel.
+    pub passed: u64,
+    /// Redirected along an established flow.
+    pub forwarded: u64,
+    /// Redirected after a decision (new flow, embryo, or decided again).
+    pub decided: u64,
+    /// Dropped.
+    pub dropped: u64,
+}
+
+// SAFETY (all): `repr(C)`, integers and byte arrays only, no padding (sizes asserted below).
+macro_rules! wire {
+    ($($t:ty = $size:expr),+ $(,)?) => { $(
+        // SAFETY: as above the macro.
+        unsafe impl Wire for $t {}
+        const _: () = assert!(size_of::<$t>() == $size);
+    )+ };
+}
+
+wire! {
+    Config = 32,
+    Endpoint = 12,
+    EndpointAddress = 8,
+    Network = 56,
+    NetworkInterface = 8,
+    Subnet = 4,
+    LocalAddress = 4,
+    Uplink = 32,
+    PortPrefix<[u8; 4]> = 8,
+    PortPrefix<[u8; 16]> = 20,
+    Backend<[u8; 4]> = 12,
+    Backend<[u8; 16]> = 24,
+    Tuple<[u8; 4]> = 16,
+    Tuple<[u8; 16]> = 40,
+    Flow<[u8; 4]> = 88,
+    Flow<[u8; 16]> = 112,
+    DropKey = 12,
+    DropSlot = 8,
+    AnyTuple = 40,
+    DropCount = 56 + 8 * DROP_SLOTS,
+    DropEvent = 60,
+    Verdicts = 32,
+}
+
+/// The address family parameter of the per-family maps.
+pub type V4Addr = <V4 as crate::wire::Family>::Addr;
+/// The address family parameter of the per-family maps.
+pub type V6Addr = <V6 as crate::wire::Family>::Addr;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_words_do_not_overlap() {
+        assert_eq!(port_word(6, 0), Some(0));
+        assert_eq!(port_word(6, 65535), Some(1023));
+        assert_eq!(port_word(17, 0), Some(1024));
+        assert_eq!(port_word(132, 65535), Some(PORT_WORDS - 1));
+        assert_eq!(port_word(1, 1), None);
+    }
+
+    #[test]
+    fn reversing_twice_is_identity() {
+        let t = Tuple {
+            src: [1, 2, 3, 4],
+            dst: [5, 6, 7, 8],
+            sport: [9, 1],
+            dport: [2, 3],
+            proto: 6,
+            reserved: [0; 3],
+        };
+        assert_eq!(t.reversed().reversed(), t);
+        assert_ne!(t.reversed(), t);
+    }
+}

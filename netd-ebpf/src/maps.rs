@@ -1,0 +1,57 @@
+//! The maps. Sizes here are defaults; the loader sets them from the machine's memory.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use netd_common::abi::*;
+
+type A4 = V4Addr;
+type A6 = V6Addr;
+
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub static ENDPOINTS: HashMap<u32, Endpoint, 16384> = HashMap::new();
+#[btf_map]
+pub static ADDRS_V4: HashMap<A4, EndpointAddress, 16384> = HashMap::new();
+#[btf_map]
+pub static ADDRS_V6: HashMap<A6, EndpointAddress, 16384> = HashMap::new();
+#[btf_map]
+pub static NETWORKS: Array<Network, 1024> = Array::new();
+#[btf_map]
+pub static TRUSTED: HashMap<NetworkInterface, u32, 1024> = HashMap::new();
+#[btf_map]
+pub static SUBNETS_V4: LpmTrie<A4, Subnet, 4096> = LpmTrie::new();
+#[btf_map]
+pub static SUBNETS_V6: LpmTrie<A6, Subnet, 4096> = LpmTrie::new();
+#[btf_map]
+pub static LOCAL_V4: LpmTrie<A4, LocalAddress, 16384> = LpmTrie::new();
+#[btf_map]
+pub static LOCAL_V6: LpmTrie<A6, LocalAddress, 16384> = LpmTrie::new();
+#[btf_map]
+pub static UPLINKS: HashMap<u32, Uplink, 4096> = HashMap::new();
+#[btf_map]
+pub static PUBLISH_V4: LpmTrie<PortPrefix<A4>, Backend<A4>, 65536> = LpmTrie::new();
+#[btf_map]
+pub static PUBLISH_V6: LpmTrie<PortPrefix<A6>, Backend<A6>, 65536> = LpmTrie::new();
+#[btf_map]
+pub static EXPOSED_V4: LpmTrie<PortPrefix<A4>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static EXPOSED_V6: LpmTrie<PortPrefix<A6>, u32, 65536> = LpmTrie::new();
+#[btf_map]
+pub static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static FLOWS_V4: HashMap<Tuple<A4>, Flow<A4>, 262144> = HashMap::new();
+#[btf_map]
+pub static FLOWS_V6: HashMap<Tuple<A6>, Flow<A6>, 65536> = HashMap::new();
+#[btf_map]
+pub static EMBRYOS_V4: LruHashMap<Tuple<A4>, Flow<A4>, 65536> = LruHashMap::new();
+#[btf_map]
+pub static EMBRYOS_V6: LruHashMap<Tuple<A6>, Flow<A6>, 16384> = LruHashMap::new();
+#[btf_map]
+pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
+#[btf_map]
+pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
+#[btf_map]
+pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
