@@ -254,14 +254,18 @@ impl Namespace {
         )
     }
 
-    /// Makes a point-to-point VXLAN device.
+    /// Makes a point-to-point VXLAN device, with an MTU for an outer one of 1500.
     pub fn add_vxlan(&self, vxlan: &Vxlan<'_>) -> Result<()> {
         let message = LinkVxlan::new(vxlan.name, vxlan.vni)
             .port(vxlan.port)
             .udp_csum(vxlan.udp_checksum);
         let message = match (vxlan.local, vxlan.remote) {
-            (IpAddr::V4(local), IpAddr::V4(remote)) => message.local(local).remote(remote),
-            (IpAddr::V6(local), IpAddr::V6(remote)) => message.local6(local).remote6(remote),
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                message.local(local).remote(remote).mtu(1450)
+            }
+            (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                message.local6(local).remote6(remote).mtu(1430)
+            }
             (local, remote) => {
                 return Err(LabError::Invalid(format!(
                     "VXLAN {}: {local} and {remote} differ in family",

@@ -4,6 +4,7 @@
 //! rule sets go through the host's own iptables and nft. All calls block; none needs an async runtime, and all may be
 //! used from inside one.
 
+mod bpf_objects;
 mod capture;
 mod cleanup;
 mod decode;
@@ -12,6 +13,7 @@ mod error;
 mod firewall;
 pub mod frame;
 mod host;
+mod leftovers;
 mod namespace;
 mod offload;
 mod outcome;
@@ -36,6 +38,7 @@ pub use host::{
     StandardHost, StandardHostOptions, WEB,
 };
 pub use ipnet::IpNet;
+pub use leftovers::{Leftovers, Scope};
 pub use namespace::{NETNS_DIR, Namespace};
 pub use offload::Offload;
 pub use outcome::{Answer, Expect, Outcome};
