@@ -219,3 +219,39 @@ fn pinned_fdinfo(pin: &Path) -> io::Result<String> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_name_their_objects() {
+        let mut objects = BpfObjects::default();
+        objects.add_fdinfo(
+            "pos:\t0\nlink_type:\ttcx\nlink_id:\t5\nprog_tag:\tbad01dea\nprog_id:\t77\n",
+        );
+        objects.add_fdinfo("map_type:\t1\nmap_id:\t9\n");
+        objects.add_fdinfo("pos:\t0\nflags:\t02\n");
+        let expected = BpfObjects {
+            programs: [77].into(),
+            maps: [9].into(),
+            links: [5].into(),
+        };
+        assert_eq!(objects, expected);
+        assert_eq!(expected.without(&objects), BpfObjects::default());
+    }
+
+    #[test]
+    fn own_children_are_not_foreign() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .expect("sleep");
+        let foreign = foreign_processes();
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(!foreign.contains(&std::process::id()));
+        assert!(!foreign.contains(&child.id()));
+        assert!(foreign.contains(&1));
+    }
+}
