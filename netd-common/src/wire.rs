@@ -12,6 +12,8 @@ unsafe impl Wire for u8 {}
 unsafe impl<const N: usize> Wire for [u8; N] {}
 // SAFETY: any four bytes are a valid u32.
 unsafe impl Wire for u32 {}
+// SAFETY: any eight bytes are a valid u64.
+unsafe impl Wire for u64 {}
 
 /// An IPv4 address in wire order. Aligned, so that BPF moves it as a word.
 #[repr(C, align(4))]

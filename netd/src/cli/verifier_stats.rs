@@ -50,7 +50,7 @@ struct ProgramStats {
 pub fn run(json: bool) -> anyhow::Result<ExitCode> {
     let mut ebpf = EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::STATS)
-        .load(aya::include_bytes_aligned!(env!("NETD_BPF_OBJECT")))
+        .load(crate::dataplane::OBJECT)
         .context("cannot load the maps of the embedded BPF object (root is needed)")?;
     let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();

@@ -1,0 +1,260 @@
+//! One synchronisation: read the host, decide, compare, apply.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use thiserror::Error;
+
+use crate::apply::{self, Failure};
+use crate::config::Config;
+use crate::dataplane::{Actual, Dataplane as _, DataplaneError, Kernel, Tables};
+use crate::desired::{self, Ids, TooManyNetworks};
+use crate::host::{HostError, HostFacts, HostReader, LinkKind, SysctlChange};
+use crate::plan::{self, Step};
+use crate::run_state::{Alarm, RunState};
+
+/// The daemon's state between two synchronisations.
+pub(super) struct Engine {
+    pub(super) config: Config,
+    pub(super) kernel: Kernel,
+    pub(super) state: RunState,
+    pub(super) state_path: PathBuf,
+    reader: HostReader,
+    /// What the maps hold, while only this daemon has written to them.
+    tables: Option<Tables>,
+    /// Something was changed without flows being told.
+    bump_owed: bool,
+}
+
+/// What one synchronisation did.
+#[derive(Debug, Default)]
+pub(super) struct Synced {
+    /// The steps, all of them done.
+    pub(super) steps: Vec<Step>,
+    /// Managed bridges, for the watch.
+    pub(super) bridges: std::collections::BTreeSet<u32>,
+}
+
+/// Why a synchronisation ended early. What was done until then is sound, and the next one goes on
+/// from there.
+#[derive(Debug, Error)]
+pub(super) enum SyncError {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Networks(#[from] TooManyNetworks),
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    #[error("cannot {0}")]
+    Step(#[from] Failure),
+}
+
+impl Engine {
+    pub(super) fn new(
+        config: Config,
+        kernel: Kernel,
+        state: RunState,
+        state_path: PathBuf,
+    ) -> Result<Self, HostError> {
+        Ok(Self {
+            config,
+            kernel,
+            state,
+            state_path,
+            reader: HostReader::open()?,
+            tables: None,
+            // What an earlier daemon did not live to do.
+            bump_owed: true,
+        })
+    }
+
+    /// Brings the data plane into agreement with the configuration and the host.
+    pub(super) fn sync(&mut self) -> Result<Synced, SyncError> {
+        let config = &self.config;
+        let facts = self.reader.read(|link| desired::is_managed(config, link))?;
+        let mut actual = read_actual(&self.kernel, self.tables.take(), &facts)?;
+        let mut ids = self.state.networks.clone();
+        recover_ids(&mut ids, config, &facts, &actual.tables);
+        let ids = ids.assign(config.networks.iter().map(|network| network.name.as_str()))?;
+        let wanted = desired::desired(config, &facts, &ids);
+        let sysctls = desired::current_sysctls(config, &facts);
+        let steps = plan::diff(&wanted, &actual, &sysctls);
+
+        let mut changed = self.state.networks != ids || self.state.warnings != wanted.warnings;
+        self.state.networks = ids;
+        for warning in &wanted.warnings {
+            if !self.state.warnings.contains(warning) {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.state.warnings.clone_from(&wanted.warnings);
+        // What will have to be undone is noted before it is done.
+        changed |= note_sysctls(&steps, &mut self.state.sysctls);
+        if let Some(ports) = wanted.reserved
+            && steps.iter().any(is_reservation)
+            && self.state.reserved_ports != Some(ports)
+        {
+            self.state.reserved_ports = Some(ports);
+            changed = true;
+        }
+        if changed {
+            self.save();
+        }
+
+        let qdiscs = self.kernel.qdiscs().len();
+        let done = apply::apply(&steps, &mut self.kernel);
+        if self.kernel.qdiscs().len() != qdiscs {
+            self.state.qdiscs.clone_from(self.kernel.qdiscs());
+            self.save();
+        }
+        match done {
+            Ok(_) => {
+                if steps.contains(&Step::BumpEpoch) {
+                    self.bump_owed = false;
+                }
+            }
+            Err(failure) => {
+                self.tables = None;
+                self.bump_owed = true;
+                return Err(failure.into());
+            }
+        }
+        if self.bump_owed {
+            self.kernel.bump_epoch()?;
+            self.bump_owed = false;
+        }
+        if !steps.is_empty() || self.state.synced_at.is_none() {
+            self.kernel.synchronised()?;
+            self.state.synced_at = Some(Timestamp::now());
+            self.save();
+        }
+        actual.tables = wanted.tables;
+        self.tables = Some(actual.tables);
+        let bridges = facts
+            .links
+            .iter()
+            .filter(|link| link.kind == LinkKind::Bridge && desired::is_managed(config, link))
+            .map(|link| link.ifindex)
+            .collect();
+        Ok(Synced { steps, bridges })
+    }
+
+    /// Every flow looks up its route again.
+    pub(super) fn bump_epoch(&mut self) {
+        if let Err(error) = self.kernel.bump_epoch() {
+            self.bump_owed = true;
+            tracing::debug!("{error}");
+        }
+    }
+
+    /// Sets or clears the alarm; the state file says so at once.
+    pub(super) fn alarm(&mut self, message: Option<String>) {
+        let now = self.state.alarm.as_ref().map(|alarm| &alarm.message);
+        if now == message.as_ref() {
+            return;
+        }
+        self.state.alarm = message.map(|message| Alarm {
+            since: Timestamp::now(),
+            message,
+        });
+        self.save();
+    }
+
+    pub(super) fn save(&self) {
+        // Only readers miss it: the data plane does not depend on it.
+        if let Err(error) = self.state.save(&self.state_path) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// What is in force; `tables` is what the maps hold, when that is known.
+fn read_actual(
+    kernel: &Kernel,
+    tables: Option<Tables>,
+    facts: &HostFacts,
+) -> Result<Actual, DataplaneError> {
+    match tables {
+        Some(tables) => Ok(Actual {
+            tables,
+            ..kernel.read_without_tables(facts)?
+        }),
+        None => kernel.read(facts),
+    }
+}
+
+fn is_reservation(step: &Step) -> bool {
+    matches!(step, Step::Sysctl { name, .. } if name == desired::RESERVED_PORTS)
+}
+
+/// Notes the first value that each setting had. True if there was something to note.
+fn note_sysctls(steps: &[Step], noted: &mut BTreeMap<String, SysctlChange>) -> bool {
+    let mut changed = false;
+    for step in steps.iter().filter(|step| !is_reservation(step)) {
+        let Step::Sysctl {
+            name,
+            from: Some(from),
+            to,
+        } = step
+        else {
+            continue;
+        };
+        noted.entry(name.clone()).or_insert_with(|| {
+            changed = true;
+            SysctlChange {
+                name: name.clone(),
+                previous: from.clone(),
+                written: to.clone(),
+            }
+        });
+    }
+    changed
+}
+
+/// Without a state file, the maps still tell which bridge had which id.
+pub fn recover_ids(ids: &mut Ids, config: &Config, facts: &HostFacts, tables: &Tables) {
+    for network in &config.networks {
+        let Some(bridge) = facts.link_named(network.bridge.as_str()) else {
+            continue;
+        };
+        for (id, row) in &tables.networks {
+            if row.bridge == bridge.ifindex
+                && let Ok(id) = u16::try_from(*id)
+            {
+                ids.adopt(&network.name, id);
+            }
+        }
+    }
+}
+
+/// One line for people: the steps themselves when they are few, else how many of each kind.
+pub(super) fn summary(steps: &[Step], began: Instant) -> String {
+    let told: Vec<&Step> = steps
+        .iter()
+        .filter(|step| !matches!(step, Step::BumpEpoch))
+        .collect();
+    let mut text = if told.len() <= 3 {
+        let each: Vec<String> = told
+            .iter()
+            .map(|step| format!("{} {}", step.action(), step.subject()))
+            .collect();
+        each.join("; ")
+    } else {
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for step in told {
+            match kinds.iter_mut().find(|(kind, _)| *kind == step.action()) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((step.action(), 1)),
+            }
+        }
+        let each: Vec<String> = kinds
+            .iter()
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
+        each.join(", ")
+    };
+    text.push_str(&format!(" ({:.1} ms)", began.elapsed().as_secs_f64() * 1e3));
+    text
+}

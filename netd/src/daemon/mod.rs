@@ -1,0 +1,542 @@
+//! `netd run`: keeps the data plane in agreement with the file and the host.
+//!
+//! Events only wake the loop; state is always read anew. A lost event costs latency, never
+//! correctness: a reading a minute is done without any.
+
+pub mod control;
+mod engine;
+mod file_watch;
+mod lock;
+
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+pub use engine::recover_ids;
+pub use lock::{Lock, LockError};
+
+use crate::config::{Config, ConfigError, Loaded, last_good};
+use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
+use crate::host::{self, HostWatch, KernelFeatures, Wake};
+use crate::logging::{self, Logging, RepeatedError};
+use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress};
+use control::{Answer, AskError, Command};
+use engine::{Engine, summary};
+use file_watch::FileWatch;
+
+/// Default of `--state-dir`.
+pub const STATE_DIR: &str = "/var/lib/netd";
+
+/// Events within this time lead to one reading.
+const COALESCE: Duration = Duration::from_millis(50);
+/// So do forwarding entries that bridges learn and forget: only a container that could not be
+/// asked is found by them.
+const COALESCE_NEIGHBOURS: Duration = Duration::from_secs(1);
+/// Flows look up their routes again at most ten times a second.
+const BUMP_INTERVAL: Duration = Duration::from_millis(100);
+/// Without any event, for what sends none (port ranges).
+const RESYNC: Duration = Duration::from_secs(60);
+/// How often idle flows are looked for.
+const COLLECT: Duration = Duration::from_secs(10);
+/// After a failure; doubled up to [`RESYNC`].
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The file.
+    pub config: PathBuf,
+    /// Instead of the file's `pin_dir`.
+    pub pin_dir: Option<PathBuf>,
+    /// Where the last good copy is.
+    pub state_dir: PathBuf,
+    /// Replace a daemon that runs.
+    pub takeover: bool,
+    /// Attach by clsact even where the kernel has tcx.
+    pub no_tcx: bool,
+    /// Checks to switch off; see [`LoadOptions::sabotage`].
+    pub sabotage: u32,
+}
+
+/// Why the daemon could not start. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The file is not valid, and there is no last good copy.
+    #[error("{0}")]
+    Config(ConfigError),
+    /// It cannot run here.
+    #[error("{0}")]
+    Lock(#[from] LockError),
+    /// The kernel or netd's privileges lack something.
+    #[error("netd cannot run here:\n{0}")]
+    Missing(String),
+}
+
+/// The file, or its last good copy with the reason why the file is not used.
+struct Start {
+    loaded: Loaded,
+    instead: Option<ConfigError>,
+}
+
+fn start_config(options: &Options) -> Result<Start, StartError> {
+    match Config::load(&options.config) {
+        Ok(loaded) => Ok(Start {
+            loaded,
+            instead: None,
+        }),
+        Err(error) => match last_good::load(&options.state_dir) {
+            Ok(Some(loaded)) => Ok(Start {
+                loaded,
+                instead: Some(error),
+            }),
+            _ => Err(StartError::Config(error)),
+        },
+    }
+}
+
+/// Runs until it is told to leave. The data plane stays when it does.
+///
+/// # Errors
+/// A [`StartError`], or what went wrong while starting.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let start = start_config(options)?;
+    let log = &start.loaded.config.log;
+    let logging = logging::init(log.level, log.format)?;
+    let pin_dir = options
+        .pin_dir
+        .clone()
+        .unwrap_or_else(|| start.loaded.config.host.pin_dir.clone());
+    let files = RunFiles::of(&pin_dir);
+    let lock = take_lock(&files, options.takeover)?;
+
+    let features = host::kernel_features()?;
+    let blockers: Vec<String> = features
+        .blockers()
+        .map(|missing| format!("- {}: {}", missing.what, missing.hint))
+        .collect();
+    if !blockers.is_empty() {
+        return Err(StartError::Missing(blockers.join("\n")).into());
+    }
+    if pin_dir.starts_with(host::BPFFS_PATH) {
+        host::ensure_bpffs(Path::new(host::BPFFS_PATH))?;
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(serve(
+        options, start, logging, pin_dir, &files, &features, lock,
+    ))
+}
+
+fn take_lock(files: &RunFiles, takeover: bool) -> Result<Lock, LockError> {
+    match Lock::take(files, Duration::ZERO) {
+        Err(LockError::Taken { pid }) if takeover => {
+            match control::ask(&files.socket, Command::Leave) {
+                Ok(_) | Err(AskError::NotRunning(_)) => {}
+                Err(error) => eprintln!("netd: process {pid} does not leave: {error}"),
+            }
+            Lock::take(files, Duration::from_secs(5))
+        }
+        taken => taken,
+    }
+}
+
+/// How to load, from the file, the kernel and the memory of the host.
+///
+/// # Errors
+/// When the host's memory cannot be read.
+pub fn load_options(
+    config: &Config,
+    pin_dir: &Path,
+    features: &KernelFeatures,
+    no_tcx: bool,
+    sabotage: u32,
+) -> anyhow::Result<LoadOptions> {
+    Ok(LoadOptions {
+        pin_dir: pin_dir.to_owned(),
+        sizes: sizes(host::ram_bytes()?, possible_cpus(), &config.limits),
+        features: features.into(),
+        attach: if features.tcx && !no_tcx {
+            AttachMode::Tcx
+        } else {
+            AttachMode::Clsact
+        },
+        sabotage,
+    })
+}
+
+fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |cpus| cpus as u32)
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "called once, from the line above"
+)]
+async fn serve(
+    options: &Options,
+    start: Start,
+    logging: Logging,
+    pin_dir: PathBuf,
+    files: &RunFiles,
+    features: &KernelFeatures,
+    lock: Lock,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    // Before the first reading: what changes after it wakes.
+    let mut watch = HostWatch::open()?;
+    let mut file_watch = FileWatch::open(&options.config)
+        .inspect_err(|error| {
+            let path = options.config.display();
+            tracing::warn!("cannot watch {path}: {error}; changes need `netd reload`");
+        })
+        .ok();
+    let mut commands = control::listen(&files.socket)
+        .with_context(|| format!("cannot listen at {}", files.socket.display()))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let Start { loaded, instead } = start;
+    let load = load_options(
+        &loaded.config,
+        &pin_dir,
+        features,
+        options.no_tcx,
+        options.sabotage,
+    )?;
+    let before = RunState::load(&files.state);
+    let state = initial_state(options, &loaded, &load, features, before, instead.is_some());
+    let kernel = Kernel::load(&load, state.qdiscs.clone())?;
+    give_memory_back();
+    for note in kernel.notes() {
+        tracing::warn!("{note}");
+    }
+    let engine = Engine::new(loaded.config.clone(), kernel, state, files.state.clone())?;
+    let mut daemon = Daemon {
+        options,
+        logging,
+        pin_dir,
+        engine,
+        text: loaded.text,
+        refusal: None,
+        sync_at: None,
+        bump_at: None,
+        file_at: None,
+        bumped: None,
+        retry: RETRY,
+        sync_errors: RepeatedError::default(),
+        collect_errors: RepeatedError::default(),
+        watch_errors: RepeatedError::default(),
+    };
+    match instead {
+        Some(error) => {
+            let message = format!(
+                "{} cannot be used; the last good copy is in force instead. {error}",
+                options.config.display()
+            );
+            tracing::error!("{message}");
+            daemon.refusal = Some(message);
+        }
+        None => daemon.keep_good_copy(),
+    }
+    daemon.sync(&mut watch);
+    tracing::info!(
+        "netd {} runs: {} networks, {} publishes, mode {}, {:?}, ready in {:.0} ms",
+        env!("CARGO_PKG_VERSION"),
+        daemon.engine.config.networks.len(),
+        daemon.engine.config.publishes.len(),
+        daemon.engine.config.host.mode,
+        load.attach,
+        began.elapsed().as_secs_f64() * 1e3,
+    );
+
+    let mut collect = interval(COLLECT);
+    collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    collect.tick().await;
+    let answer: Option<oneshot::Sender<Answer>> = loop {
+        tokio::select! {
+            biased;
+            woken = watch.changed() => daemon.woken(woken),
+            () = until(daemon.bump_at) => daemon.bump(),
+            () = until(daemon.sync_at) => daemon.sync(&mut watch),
+            Some((command, answer)) = commands.recv() => match command {
+                // The client may have gone.
+                Command::Reload => { let _ = answer.send(daemon.reload(&mut watch)); }
+                Command::Leave => break Some(answer),
+            },
+            changed = file_changed(&mut file_watch) => {
+                if let Err(error) = changed {
+                    tracing::warn!("no longer watching the file: {error}");
+                    file_watch = None;
+                }
+                // Half-written files are common; the end of writing is one more event.
+                daemon.file_at = Some(Instant::now() + COALESCE);
+            }
+            () = until(daemon.file_at) => daemon.file_changed(&mut watch),
+            _ = hangup.recv() => drop(daemon.reload(&mut watch)),
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = collect.tick() => daemon.collect(),
+        }
+    };
+    daemon.engine.state.stopped_at = Some(Timestamp::now());
+    daemon.engine.save();
+    tracing::info!("netd leaves; the data plane stays in force as it is");
+    drop(lock);
+    if let Some(answer) = answer {
+        let _ = answer.send(Answer::done("left; the data plane stays as it is"));
+        // Let the answer get out before the runtime ends.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+async fn file_changed(watch: &mut Option<FileWatch>) -> std::io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => pending().await,
+    }
+}
+
+/// Reading the kernel's BTF takes tens of megabytes for a moment.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: glibc's own function, without preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+fn initial_state(
+    options: &Options,
+    loaded: &Loaded,
+    load: &LoadOptions,
+    features: &KernelFeatures,
+    before: Option<RunState>,
+    last_good: bool,
+) -> RunState {
+    let config = std::path::absolute(&options.config).unwrap_or_else(|_| options.config.clone());
+    let mut state = RunState {
+        schema: 1,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started: Timestamp::now(),
+        stopped_at: None,
+        mode: loaded.config.host.mode.to_string(),
+        config,
+        last_good,
+        synced_at: None,
+        fallbacks: Fallbacks {
+            attach: load.attach,
+            source_address: if features.fib_source {
+                SourceAddress::FibLookup
+            } else {
+                SourceAddress::UplinkMap
+            },
+        },
+        alarm: None,
+        warnings: Vec::new(),
+        networks: Default::default(),
+        sysctls: Default::default(),
+        reserved_ports: None,
+        qdiscs: Default::default(),
+    };
+    // What an earlier daemon left to undo, and the ids that rows and flows refer to.
+    if let Some(before) = before {
+        state.networks = before.networks;
+        state.sysctls = before.sysctls;
+        state.reserved_ports = before.reserved_ports;
+        state.qdiscs = before.qdiscs;
+    }
+    state
+}
+
+struct Daemon<'a> {
+    options: &'a Options,
+    logging: Logging,
+    pin_dir: PathBuf,
+    engine: Engine,
+    /// The text of the file that was read last, valid or not.
+    text: String,
+    /// Why the file that is there now is not in force.
+    refusal: Option<String>,
+    sync_at: Option<Instant>,
+    bump_at: Option<Instant>,
+    /// The file may have changed; it is read then.
+    file_at: Option<Instant>,
+    bumped: Option<Instant>,
+    retry: Duration,
+    sync_errors: RepeatedError,
+    collect_errors: RepeatedError,
+    watch_errors: RepeatedError,
+}
+
+impl Daemon<'_> {
+    fn woken(&mut self, woken: std::io::Result<Wake>) {
+        let wake = match woken {
+            Ok(wake) => wake,
+            Err(error) => {
+                if let Some(report) = self.watch_errors.failed(&error, Instant::now()) {
+                    tracing::warn!("cannot watch the host: {error}{report}");
+                }
+                Wake::all()
+            }
+        };
+        tracing::debug!(?wake, "woken");
+        let now = Instant::now();
+        if wake.affects_routing() {
+            // The first at once; a storm of them at most ten times a second.
+            match self.bumped {
+                Some(last) if now < last + BUMP_INTERVAL => {
+                    self.bump_at.get_or_insert(last + BUMP_INTERVAL);
+                }
+                _ => self.bump(),
+            }
+        }
+        let patience = if wake == Wake::NEIGHBOURS {
+            COALESCE_NEIGHBOURS
+        } else {
+            COALESCE
+        };
+        let at = now + patience;
+        self.sync_at = Some(self.sync_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    fn bump(&mut self) {
+        self.bump_at = None;
+        self.bumped = Some(Instant::now());
+        self.engine.bump_epoch();
+    }
+
+    fn sync(&mut self, watch: &mut HostWatch) {
+        let began = Instant::now();
+        let error = match self.engine.sync() {
+            Ok(synced) => {
+                watch.set_bridges(synced.bridges);
+                if let Some(report) = self.sync_errors.recovered() {
+                    tracing::info!(failures = report.count, "synchronised again");
+                }
+                if !synced.steps.is_empty() {
+                    tracing::info!("{}", summary(&synced.steps, began));
+                    for step in &synced.steps {
+                        tracing::trace!("{step}");
+                    }
+                }
+                self.retry = RETRY;
+                self.sync_at = Some(Instant::now() + RESYNC);
+                None
+            }
+            Err(error) => {
+                if let Some(report) = self.sync_errors.failed(&error, Instant::now()) {
+                    tracing::error!("{error}{report}; trying again");
+                }
+                self.sync_at = Some(Instant::now() + self.retry);
+                self.retry = (self.retry * 2).min(RESYNC);
+                Some(error.to_string())
+            }
+        };
+        self.engine.alarm(error.or_else(|| self.refusal.clone()));
+    }
+
+    /// Reads the file and puts it in force, or refuses it and leaves everything as it is.
+    fn reload(&mut self, watch: &mut HostWatch) -> Answer {
+        match Config::load(&self.options.config) {
+            Ok(loaded) => self.adopt(loaded, watch),
+            Err(error) => {
+                self.text = std::fs::read_to_string(&self.options.config).unwrap_or_default();
+                self.refuse(error.to_string())
+            }
+        }
+    }
+
+    fn file_changed(&mut self, watch: &mut HostWatch) {
+        self.file_at = None;
+        // Removed for a moment, or touched: nothing to do until there is another text.
+        match std::fs::read_to_string(&self.options.config) {
+            Ok(text) if text != self.text => drop(self.reload(watch)),
+            _ => {}
+        }
+    }
+
+    fn adopt(&mut self, loaded: Loaded, watch: &mut HostWatch) -> Answer {
+        self.text.clone_from(&loaded.text);
+        let new = loaded.config;
+        let old = &self.engine.config;
+        if self.options.pin_dir.is_none() && new.host.pin_dir != self.pin_dir {
+            return self.refuse(format!(
+                "pin_dir cannot change while netd runs (it is {}): `netd unload`, then `netd run`",
+                self.pin_dir.display()
+            ));
+        }
+        if new.limits != old.limits {
+            tracing::warn!("[limits] takes effect after `netd unload` and `netd run`");
+        }
+        let log = (new.log.level, new.log.format != old.log.format);
+        self.logging.set_level(log.0);
+        if log.1 {
+            tracing::warn!("[log] format takes effect when netd is started again");
+        }
+        let changed = new != *old;
+        self.engine.config = new;
+        self.engine.state.mode = self.engine.config.host.mode.to_string();
+        self.engine.state.last_good = false;
+        self.refusal = None;
+        self.keep_good_copy();
+        self.sync(watch);
+        match &self.engine.state.alarm {
+            None if changed => Answer::done("the file is in force"),
+            None => Answer::done("the file is in force; it says what it said before"),
+            Some(alarm) => Answer::failed(format!(
+                "the file is valid, but not everything is in force yet: {}",
+                alarm.message
+            )),
+        }
+    }
+
+    fn refuse(&mut self, why: String) -> Answer {
+        let path = self.options.config.display();
+        tracing::error!("{path} is refused, and what was in force stays:\n{why}");
+        let message = format!("{path} is refused, and what was in force before stays. {why}");
+        self.refusal = Some(message.clone());
+        self.engine.alarm(Some(message));
+        Answer::refused(why)
+    }
+
+    fn keep_good_copy(&self) {
+        if let Err(error) = last_good::save(&self.options.state_dir, &self.text) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn collect(&mut self) {
+        match self.engine.kernel.collect() {
+            Ok(collected) => {
+                self.collect_errors.recovered();
+                if collected.removed > 0 {
+                    tracing::debug!(?collected, "idle flows removed");
+                }
+            }
+            Err(error) => {
+                if let Some(report) = self.collect_errors.failed(&error, Instant::now()) {
+                    tracing::warn!("cannot collect idle flows: {error}{report}");
+                }
+            }
+        }
+    }
+}
