@@ -7,6 +7,7 @@
 mod bpf_objects;
 mod capture;
 mod cleanup;
+mod daemon;
 mod decode;
 mod device;
 mod error;
@@ -28,6 +29,7 @@ mod tun;
 
 pub use capture::{Capture, Captured, FrameInfo, LeakGuard, inject};
 pub use cleanup::{InterruptHook, on_interrupt, sweep_stale};
+pub use daemon::{Answered, Daemon};
 pub use decode::{Decoded, display_mac};
 pub use device::{DeviceInfo, Mac, VethEnd, Vxlan, add_veth};
 pub use error::{LabError, Result};
