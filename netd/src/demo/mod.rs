@@ -10,7 +10,7 @@ mod probes;
 mod report;
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use nix::mount::umount;
 
 use crate::host::{BPFFS_PATH, Bpffs, ensure_bpffs};
 use crate::lab::{
-    CLIENT, Counters, Daemon, Direction, HOST, IptablesBackend, LabError, LeakGuard, ProbeOptions,
-    RuleSet, StandardHost, StandardHostOptions, bulk_transfer,
+    CLIENT, Counters, Daemon, Direction, HOST, IptablesBackend, LabError, LeakGuard, Movement,
+    Outcome, ProbeOptions, RuleSet, StandardHost, StandardHostOptions, Transfer, bulk_transfer,
 };
 use crate::run_state;
 use probes::{Probe, Want};
@@ -62,6 +62,7 @@ pub fn run() -> Result<Report, DemoError> {
     let demo = Demo::build()?;
 
     let without = demo.round(|_| PATIENCE)?;
+    let bulk_without = demo.bulk(PATIENCE);
     let daemon = Daemon::start(
         &program,
         &demo.host.host,
@@ -72,7 +73,7 @@ pub fn run() -> Result<Report, DemoError> {
         Want::Nothing => PATIENCE,
         _ => LONG_PATIENCE,
     })?;
-    let bulk = demo.bulk();
+    let bulk_with = demo.bulk(LONG_PATIENCE);
     let mut rows = demo.rules.clone();
     for ((probe, before), after) in demo
         .probes
@@ -82,7 +83,7 @@ pub fn run() -> Result<Report, DemoError> {
     {
         rows.push(Row::probe(probe, before, after));
     }
-    rows.push(bulk);
+    rows.push(bulk_row(bulk_without, bulk_with));
     rows.push(demo.counters_row(&without, &with));
     rows.push(leak_row(guards));
     rows.push(unload_row(daemon));
@@ -101,9 +102,9 @@ struct Demo {
 
 /// All probes once.
 struct Round {
-    outcomes: Vec<crate::lab::Outcome>,
+    outcomes: Vec<Outcome>,
     /// What FORWARD, nat and raw counted meanwhile.
-    moved: Option<Vec<crate::lab::Movement>>,
+    moved: Option<Vec<Movement>>,
 }
 
 impl Demo {
@@ -163,7 +164,7 @@ impl Demo {
     /// should not, at once, for it takes long.
     fn ask(
         &self,
-        outcomes: &mut [Option<crate::lab::Outcome>],
+        outcomes: &mut [Option<Outcome>],
         patience: &(impl Fn(&Probe) -> Duration + Sync),
         which: impl Fn(&Probe) -> bool,
     ) {
@@ -192,30 +193,14 @@ impl Demo {
         Ok(Some(self.host.host.counters()?))
     }
 
-    fn bulk(&self) -> Row {
-        let options = ProbeOptions::default().timeout(LONG_PATIENCE);
-        let to = probes::published(HOST.into(), 8083);
-        let moved = bulk_transfer(&self.host.client, to, BULK, Direction::Download, &options);
-        let (ok, got, ms) = match moved {
-            Ok(transfer) => (
-                transfer.bytes == BULK,
-                format!("{:.1} Gbit/s", transfer.gigabits_per_second()),
-                Some(transfer.elapsed.as_secs_f64() * 1e3),
-            ),
-            Err(outcome) => (false, outcome.to_string(), None),
-        };
-        Row {
-            name: format!("{} MiB through :8083, every byte compared", BULK >> 20),
-            expected: "unharmed".to_owned(),
-            got,
-            ok,
-            ms,
-            ..Row::default()
-        }
+    fn bulk(&self, patience: Duration) -> Result<Transfer, Outcome> {
+        let options = ProbeOptions::default().timeout(patience);
+        let to = SocketAddr::new(HOST.into(), 8083);
+        bulk_transfer(&self.host.client, to, BULK, Direction::Download, &options)
     }
 
     fn counters_row(&self, without: &Round, with: &Round) -> Row {
-        let count = |moved: &Option<Vec<crate::lab::Movement>>| {
+        let count = |moved: &Option<Vec<Movement>>| {
             moved
                 .as_ref()
                 .map(|moved| moved.iter().map(|movement| movement.packets).sum::<u64>())
@@ -239,6 +224,24 @@ impl Demo {
             _ => row.skip("no rule set could be loaded"),
         }
         row
+    }
+}
+
+fn bulk_row(without: Result<Transfer, Outcome>, with: Result<Transfer, Outcome>) -> Row {
+    let describe = |moved: &Result<Transfer, Outcome>| match moved {
+        Ok(transfer) => format!("ok, {:.1} Gbit/s", transfer.gigabits_per_second()),
+        Err(outcome) => outcome.to_string(),
+    };
+    Row {
+        name: format!("client ← host:8083, {} MiB compared", BULK >> 20),
+        expected: "ok".to_owned(),
+        got: describe(&with),
+        ok: with.as_ref().is_ok_and(|transfer| transfer.bytes == BULK),
+        without: describe(&without),
+        ms: with
+            .ok()
+            .map(|transfer| transfer.elapsed.as_secs_f64() * 1e3),
+        ..Row::default()
     }
 }
 

@@ -78,11 +78,6 @@ impl Probe {
     }
 }
 
-/// A port of the host.
-pub(super) fn published(address: IpAddr, port: u16) -> SocketAddr {
-    SocketAddr::new(address, port)
-}
-
 /// The probes, in the order of the table. Every one that must fail stands beside one that differs in a single attribute
 /// and must be answered.
 pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
@@ -154,35 +149,35 @@ pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
             "client → host:8083 (published)",
             "client",
             Tcp,
-            published(host4, 8083),
+            at(host4, 8083),
             from("n2a", client4),
         ),
         of(
             "client → host:8084 (published UDP)",
             "client",
             Udp,
-            published(host4, 8084),
+            at(host4, 8084),
             from("n2b", client4),
         ),
         of(
             "client → [host]:8085 (published IPv6)",
             "client",
             Tcp,
-            published(host6, 8085),
+            at(host6, 8085),
             from("n2a", client6),
         ),
         of(
             "client → [host]:8084 (published IPv6 UDP)",
             "client",
             Udp,
-            published(host6, 8084),
+            at(host6, 8084),
             from("n2b", client6),
         ),
         of_host(of(
             "client → host:8082 (on 127.0.0.1 only)",
             "client",
             Tcp,
-            published(host4, 8082),
+            at(host4, 8082),
             Want::Nothing,
         )),
         // Around: a container's own address is no way in.
@@ -254,28 +249,28 @@ pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
             "n1a → host:8083 (other network's port)",
             "n1a",
             Tcp,
-            published(host4, 8083),
+            at(host4, 8083),
             from("n2a", v4("n1a")),
         ),
         of(
             "n2b → host:8083 (neighbour's port)",
             "n2b",
             Tcp,
-            published(host4, 8083),
+            at(host4, 8083),
             from("n2a", v4("n2b")),
         ),
         of(
             "n2a → host:8083 (its own port)",
             "n2a",
             Tcp,
-            published(host4, 8083),
+            at(host4, 8083),
             from("n2a", StandardHost::network("n2").gateway()),
         ),
         of(
             "n2b → [host]:8085 (IPv6)",
             "n2b",
             Tcp,
-            published(host6, 8085),
+            at(host6, 8085),
             from("n2a", v6("n2b")),
         ),
         // The host itself, which netd leaves to its own rules.
@@ -290,7 +285,7 @@ pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
             "client → host:9000 (the host's firewall says no)",
             "client",
             Tcp,
-            published(host4, HOST_SERVICE),
+            at(host4, HOST_SERVICE),
             Want::Nothing,
         )),
     ]

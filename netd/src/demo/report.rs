@@ -43,7 +43,7 @@ impl Row {
 
     pub(super) fn rules(set: &RuleSet, loaded: Result<(), LabError>) -> Self {
         let mut row = Self {
-            name: format!("rules of {} in force", set.name()),
+            name: format!("rules: {}", set.name()),
             expected: "loaded".to_owned(),
             got: "loaded".to_owned(),
             without: "loaded".to_owned(),
