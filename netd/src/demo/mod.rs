@@ -10,7 +10,7 @@ mod probes;
 mod report;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,11 +18,10 @@ use nix::mount::umount;
 
 use crate::host::{BPFFS_PATH, Bpffs, ensure_bpffs};
 use crate::lab::{
-    CLIENT, Counters, Daemon, Direction, HOST, IptablesBackend, LabError, LeakGuard, Movement,
-    Outcome, ProbeOptions, RuleSet, StandardHost, StandardHostOptions, Transfer, bulk_transfer,
+    Counters, Daemon, Direction, HOST, IptablesBackend, LabError, LeakGuard, Movement, Outcome,
+    ProbeOptions, Question, RuleSet, StandardHost, StandardHostOptions, Transfer, bulk_transfer,
 };
 use crate::run_state;
-use probes::{Probe, Want};
 pub use report::{Report, Row};
 
 /// How long a probe waits for its answer. What is dropped takes this long, all at once.
@@ -61,7 +60,7 @@ pub fn run() -> Result<Report, DemoError> {
     let _surroundings = Surroundings::prepare()?;
     let demo = Demo::build()?;
 
-    let without = demo.round(|_| PATIENCE)?;
+    let without = demo.round(false)?;
     let bulk_without = demo.bulk(PATIENCE);
     let daemon = Daemon::start(
         &program,
@@ -69,15 +68,13 @@ pub fn run() -> Result<Report, DemoError> {
         &demo.host.netd_toml("replace", "/sys/fs/bpf/netd"),
     )?;
     let guards = demo.host.leak_guards()?;
-    let with = demo.round(|probe| match probe.want {
-        Want::Nothing => PATIENCE,
-        _ => LONG_PATIENCE,
-    })?;
+    let with = demo.round(true)?;
     let bulk_with = demo.bulk(LONG_PATIENCE);
     let mut rows = demo.rules.clone();
     for ((probe, before), after) in demo
-        .probes
+        .of_containers
         .iter()
+        .chain(&demo.of_host)
         .zip(&without.outcomes)
         .zip(&with.outcomes)
     {
@@ -93,7 +90,8 @@ pub fn run() -> Result<Report, DemoError> {
 /// The host and what is asked of it.
 struct Demo {
     host: StandardHost,
-    probes: Vec<Probe>,
+    of_containers: Vec<Question>,
+    of_host: Vec<Question>,
     /// One row for each rule set, loaded or not.
     rules: Vec<Row>,
     /// Whether there are counters to be read.
@@ -133,57 +131,32 @@ impl Demo {
             .map(|set| Row::rules(set, host.host.load_rules(set, IptablesBackend::Default)))
             .collect();
         let counted = rules.iter().any(|row| row.skip.is_none());
-        let probes = probes::all(&host);
+        let (of_containers, of_host) = (probes::of_containers(&host), probes::of_host(&host));
         Ok(Self {
             host,
-            probes,
+            of_containers,
+            of_host,
             rules,
             counted,
         })
     }
 
     /// What leads to the host itself moves counters rightly, so it is asked first, and the rest is counted.
-    fn round(&self, patience: impl Fn(&Probe) -> Duration + Sync) -> Result<Round, DemoError> {
-        let mut outcomes = vec![None; self.probes.len()];
-        self.ask(&mut outcomes, &patience, |probe| probe.of_host);
+    fn round(&self, with_netd: bool) -> Result<Round, DemoError> {
+        let ask = |questions: &[Question]| {
+            self.host
+                .ask(questions, PATIENCE, LONG_PATIENCE, !with_netd)
+        };
+        let mut outcomes = ask(&self.of_host);
         // The last segments of closed connections.
         std::thread::sleep(Duration::from_millis(100));
         let before = self.counters()?;
-        self.ask(&mut outcomes, &patience, |probe| !probe.of_host);
+        outcomes.splice(..0, ask(&self.of_containers));
         let moved = match (before, self.counters()?) {
             (Some(before), Some(after)) => Some(after.forwarding_moved_since(&before)),
             _ => None,
         };
-        Ok(Round {
-            outcomes: outcomes.into_iter().flatten().collect(),
-            moved,
-        })
-    }
-
-    /// Asks what `which` wants. What should be answered is asked one after the other, for the sake of the times; what
-    /// should not, at once, for it takes long.
-    fn ask(
-        &self,
-        outcomes: &mut [Option<Outcome>],
-        patience: &(impl Fn(&Probe) -> Duration + Sync),
-        which: impl Fn(&Probe) -> bool,
-    ) {
-        std::thread::scope(|scope| {
-            let mut wanted = Vec::new();
-            for (probe, outcome) in self.probes.iter().zip(outcomes) {
-                if !which(probe) {
-                    continue;
-                }
-                if patience(probe) == PATIENCE {
-                    scope.spawn(move || *outcome = Some(probe.ask(&self.host, PATIENCE)));
-                } else {
-                    wanted.push((probe, outcome));
-                }
-            }
-            for (probe, outcome) in wanted {
-                *outcome = Some(probe.ask(&self.host, patience(probe)));
-            }
-        });
+        Ok(Round { outcomes, moved })
     }
 
     fn counters(&self) -> Result<Option<Counters>, DemoError> {
@@ -326,13 +299,5 @@ impl Drop for Surroundings {
             let _ = umount(crate::lab::NETNS_DIR);
             let _ = fs::remove_dir(crate::lab::NETNS_DIR);
         }
-    }
-}
-
-/// The client's address of the same family.
-fn client_like(host: IpAddr) -> IpAddr {
-    match host {
-        IpAddr::V4(_) => CLIENT.into(),
-        IpAddr::V6(_) => crate::lab::ip("fd99::2"),
     }
 }

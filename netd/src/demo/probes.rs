@@ -1,105 +1,22 @@
 //! What is asked of the host, and what it should answer.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use crate::lab::{
-    CLIENT, DATAGRAM, HOST, HOST_SERVICE, Outcome, ProbeOptions, StandardHost, WEB, ip,
+    CLIENT, DATAGRAM, HOST, HOST_SERVICE, Question, StandardHost, WEB, Want, Way, ip,
 };
-
-use super::client_like;
-
-/// One question.
-#[derive(Clone, Debug)]
-pub(super) struct Probe {
-    /// For people.
-    pub(super) name: &'static str,
-    /// Whose namespace it is asked from, as in [`StandardHost::namespace`].
-    from: &'static str,
-    way: Way,
-    to: SocketAddr,
-    /// What netd must make of it.
-    pub(super) want: Want,
-    /// It ends at the host itself, whose own rules are right to see it.
-    pub(super) of_host: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Tcp,
-    Udp,
-    /// The port is not used.
-    Echo,
-}
-
-/// What should come of a probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Want {
-    /// This server answers, and saw this address as its client's.
-    Answer(&'static str, IpAddr),
-    /// An echo reply comes.
-    Reply,
-    /// No answer, in whatever way.
-    Nothing,
-}
-
-impl Want {
-    /// Whether the outcome is as wanted; a probe that could not be made, or a changed byte, never is.
-    pub(super) fn matches(&self, outcome: &Outcome) -> bool {
-        match self {
-            Self::Answer(server, peer) => {
-                outcome.report().is_some_and(|r| r.server == *server)
-                    && outcome.peer() == Some(*peer)
-            }
-            Self::Reply => outcome.answered(),
-            Self::Nothing => crate::lab::Expect::NoAnswer.matches(outcome),
-        }
-    }
-}
-
-impl std::fmt::Display for Want {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Answer(server, peer) => write!(f, "ok server={server} peer={peer}"),
-            Self::Reply => f.write_str("ok"),
-            Self::Nothing => f.write_str("no answer"),
-        }
-    }
-}
-
-impl Probe {
-    pub(super) fn ask(&self, host: &StandardHost, patience: Duration) -> Outcome {
-        let options = ProbeOptions::default().timeout(patience);
-        match self.way {
-            Way::Tcp => host.tcp(self.from, self.to, &options),
-            Way::Udp => host.udp(self.from, self.to, &options),
-            Way::Echo => host.ping(self.from, self.to.ip(), &options),
-        }
-    }
-}
 
 /// The probes, in the order of the table. Every one that must fail stands beside one that differs in a single attribute
 /// and must be answered.
-pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
+pub(super) fn of_containers(host: &StandardHost) -> Vec<Question> {
     use Way::{Echo, Tcp, Udp};
     let v4 = |name: &str| host.container(name).v4;
     let v6 = |name: &str| host.container(name).v6.expect("n2 has IPv6");
     let (host4, host6): (IpAddr, IpAddr) = (HOST.into(), ip("fd99::1"));
-    let (client4, client6): (IpAddr, IpAddr) = (CLIENT.into(), client_like(host6));
+    let (client4, client6): (IpAddr, IpAddr) = (CLIENT.into(), ip("fd99::2"));
     let at = SocketAddr::new;
-    let of = |name, from, way, to, want| Probe {
-        name,
-        from,
-        way,
-        to,
-        want,
-        of_host: false,
-    };
-    let of_host = |probe: Probe| Probe {
-        of_host: true,
-        ..probe
-    };
-    let from = Want::Answer;
+    let of = |name, from, way, to, want| Question::new(from, way, to, want).named(name);
+    let from = |server: &str, peer| Want::Answer(server.to_owned(), peer);
     vec![
         // Out: the world sees the host.
         of(
@@ -173,13 +90,6 @@ pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
             at(host6, 8084),
             from("n2b", client6),
         ),
-        of_host(of(
-            "client → host:8082 (on 127.0.0.1 only)",
-            "client",
-            Tcp,
-            at(host4, 8082),
-            Want::Nothing,
-        )),
         // Around: a container's own address is no way in.
         of(
             "client → n2a:80 directly",
@@ -273,20 +183,32 @@ pub(super) fn all(host: &StandardHost) -> Vec<Probe> {
             at(host6, 8085),
             from("n2a", v6("n2b")),
         ),
-        // The host itself, which netd leaves to its own rules.
-        of_host(of(
+    ]
+}
+
+/// What ends at the host itself, whose own rules are right to see it.
+pub(super) fn of_host(host: &StandardHost) -> Vec<Question> {
+    let of = |name, from, to, want| Question::new(from, Way::Tcp, to, want).named(name);
+    let at = |port| SocketAddr::new(HOST.into(), port);
+    let n1 = StandardHost::network("n1");
+    vec![
+        of(
             "host → n1a:80",
             "host",
-            Tcp,
-            at(v4("n1a"), WEB),
-            from("n1a", StandardHost::network("n1").gateway()),
-        )),
-        of_host(of(
+            SocketAddr::new(host.container("n1a").v4, WEB),
+            Want::Answer("n1a".to_owned(), n1.gateway()),
+        ),
+        of(
+            "client → host:8082 (on 127.0.0.1 only)",
+            "client",
+            at(8082),
+            Want::Nothing,
+        ),
+        of(
             "client → host:9000 (the host's firewall says no)",
             "client",
-            Tcp,
-            at(host4, HOST_SERVICE),
+            at(HOST_SERVICE),
             Want::Nothing,
-        )),
+        ),
     ]
 }

@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use crate::lab::{LabError, Outcome, RuleSet};
-
-use super::probes::Probe;
+use crate::lab::{LabError, Outcome, Question, RuleSet};
 
 /// One line of the table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -29,9 +27,9 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn probe(probe: &Probe, without: &Outcome, with: &Outcome) -> Self {
+    pub(super) fn probe(probe: &Question, without: &Outcome, with: &Outcome) -> Self {
         Self {
-            name: probe.name.to_owned(),
+            name: probe.name.clone(),
             expected: probe.want.to_string(),
             got: with.to_string(),
             ok: probe.want.matches(with),
