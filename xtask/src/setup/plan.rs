@@ -113,7 +113,10 @@ impl fmt::Display for Run {
     /// As one would type it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.env {
-            write!(f, "{name}={value} ")?;
+            match value.split_once(':') {
+                Some((first, _)) if name == "PATH" => write!(f, "PATH={first}:$PATH ")?,
+                _ => write!(f, "{name}={value} ")?,
+            }
         }
         f.write_str(&self.program)?;
         self.args.iter().try_for_each(|arg| write!(f, " {arg}"))
