@@ -322,7 +322,7 @@ impl Kernel {
         let mut loader = loader(options);
         for (name, entries) in &entries {
             loader.map_max_entries(name, *entries);
-            loader.map_pin_path(*name, maps.join(name));
+            loader.map_pin_path(name, maps.join(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
         let mut programs = HashMap::new();
