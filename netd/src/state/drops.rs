@@ -206,8 +206,8 @@ pub(super) fn direction(number: u8) -> &'static str {
 /// The packet that these addresses are of; `None` where no IP header was read.
 pub(super) fn packet_view(tuple: &AnyTuple) -> Option<PacketView> {
     let address = |bytes: &[u8; 16]| match tuple.family {
-        4 => ip(<[u8; 4]>::from_padded(bytes)),
-        _ => ip(*bytes),
+        4 => ip(netd_common::abi::V4Addr::from_padded(bytes)),
+        _ => ip(netd_common::abi::V6Addr(*bytes)),
     };
     if !matches!(tuple.family, 4 | 6) {
         return None;

@@ -236,8 +236,8 @@ fn network_view(state: &State, id: u16, network: &Network) -> NetworkView {
         },
         masquerade_v4: has(network_flag::MASQUERADE_V4),
         masquerade_v6: has(network_flag::MASQUERADE_V6),
-        gateways: specified(network.gateway_v4, network.gateway_v6),
-        masquerade_to: specified(network.nat_v4, network.nat_v6),
+        gateways: specified(V4Addr(network.gateway_v4), V6Addr(network.gateway_v6)),
+        masquerade_to: specified(V4Addr(network.nat_v4), V6Addr(network.nat_v6)),
     }
 }
 
