@@ -147,7 +147,11 @@ pub fn detach_links(pin_dir: &Path) -> Vec<String> {
 fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
     // Programs go in the order opposite to the one in which they come: guards last.
     let mut pins: BTreeMap<(usize, String), PathBuf> = BTreeMap::new();
-    for entry in fs::read_dir(version.join("links")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(version.join("links"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         let order = Attachment::from_pin_name(&name)
             .and_then(|found| Hook::ALL.iter().rev().position(|hook| *hook == found.hook));
@@ -167,7 +171,10 @@ fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
     for directory in [&version.join("links"), &maps, &version.to_owned()] {
         match fs::remove_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                note(format!("{}: cannot remove it: {error}", directory.display()));
+                note(format!(
+                    "{}: cannot remove it: {error}",
+                    directory.display()
+                ));
             }
             _ => {}
         }

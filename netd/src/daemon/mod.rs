@@ -440,7 +440,8 @@ impl Daemon<'_> {
         } else if wake.contains(Wake::LINKS) {
             // A container's new port is open to its neighbours until it has its programs: the
             // first one at once.
-            self.synced.map_or(now, |synced| (synced + COALESCE).max(now))
+            self.synced
+                .map_or(now, |synced| (synced + COALESCE).max(now))
         } else {
             now + COALESCE
         };
