@@ -189,7 +189,7 @@ mod tests {
         let publish = *shapes.iter().find(|s| s.name == map::PUBLISH_V4).unwrap();
         assert_eq!(
             (publish.key, publish.value, publish.flags),
-            (12, 12, NO_PREALLOC)
+            (16, 12, NO_PREALLOC)
         );
         assert_eq!(difference(&publish, &publish), None);
         let other = Shape {
@@ -201,7 +201,7 @@ mod tests {
         };
         assert_eq!(
             difference(&publish, &other).unwrap(),
-            "type Hash instead of LpmTrie, key size 8 instead of 12, \
+            "type Hash instead of LpmTrie, key size 8 instead of 16, \
              number of entries 1 instead of 65536, flags 0 instead of 1"
         );
     }
