@@ -44,10 +44,9 @@ fn build() -> Result<PathBuf, String> {
     let toolchain = Inventory::take(&Machine, &target.join("tools"))
         .choose()
         .map_err(|missing| format!("cannot build netd's BPF programs: {missing}"))?;
-    println!(
-        "cargo::rerun-if-changed={}",
-        toolchain.linker.path.display()
-    );
+    for tool in [&toolchain.linker.path, &toolchain.compiler.rustc] {
+        println!("cargo::rerun-if-changed={}", tool.display());
+    }
 
     let features = [
         ("CARGO_FEATURE_BPF_LOG", "log"),

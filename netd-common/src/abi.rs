@@ -2,10 +2,12 @@
 //!
 //! What came from a packet (addresses, ports, MACs) is a byte array in wire order; counters,
 //! ifindexes and times are native integers. Every type is plain data: no padding the compiler
-//! chose, no `bool`, `enum` or `Option`, and its size is asserted below. A change of any layout or
+//! chose, no `bool`, `enum` or `Option`, and its size is asserted below. Alignment 4 lets BPF move
+//! whole words on its stack. A change of any layout or
 //! meaning is a new [`VERSION`], which is part of the pin path.
 
-use crate::wire::{V4, V6, Wire};
+use crate::wire::Wire;
+pub use crate::wire::{V4Addr, V6Addr};
 
 /// Version of everything in this module. Maps are pinned under `<pin_dir>/v<VERSION>/`.
 pub const VERSION: u32 = 1;
@@ -127,7 +129,7 @@ pub mod endpoint_flag {
 }
 
 /// A managed container's interface on a bridge, by the ifindex of its host end.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// MAC inside the container.
@@ -141,7 +143,7 @@ pub struct Endpoint {
 }
 
 /// Who owns a container address.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointAddress {
     /// ifindex of the host veth: key in `ENDPOINTS`.
@@ -183,7 +185,7 @@ pub mod network_flag {
 }
 
 /// A managed bridge network.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
     /// ifindex of the bridge.
@@ -219,7 +221,7 @@ pub struct NetworkInterface {
 }
 
 /// Network that a managed prefix belongs to.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Subnet {
     /// Network id.
@@ -230,6 +232,8 @@ pub struct Subnet {
 
 /// [`LocalAddress::kind`].
 pub mod local_kind {
+    /// Not the host's.
+    pub const NONE: u16 = 0;
     /// RTN_LOCAL.
     pub const UNICAST: u16 = 1;
     /// RTN_BROADCAST.
@@ -239,7 +243,7 @@ pub mod local_kind {
 }
 
 /// A prefix that the host itself answers for (route table 255).
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalAddress {
     /// [`local_kind`].
@@ -265,7 +269,7 @@ pub mod uplink_flag {
 }
 
 /// An interface of the host that is not a managed bridge or one of its ports.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uplink {
     /// Its MTU, for packets that leave by it.
@@ -282,17 +286,19 @@ pub struct Uplink {
 
 /// Key of the publish and exposed tries: protocol and address whole, the port by prefix.
 /// A range of ports is at most 30 prefixes, so its size does not matter.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortPrefix<A> {
     /// IP protocol.
     pub proto: u8,
     /// Reserved, zero.
-    pub reserved: u8,
+    pub reserved: [u8; 3],
     /// Host (publish) or container (exposed) address; all zero: any local address.
     pub addr: A,
     /// Port in wire order, masked to the prefix.
     pub port: [u8; 2],
+    /// Reserved, zero; beyond every prefix.
+    pub tail: [u8; 2],
 }
 
 /// Bits of [`PortPrefix`] before the port: the prefix length of a whole-address match is this plus
@@ -300,7 +306,7 @@ pub struct PortPrefix<A> {
 #[must_use]
 #[inline(always)]
 pub const fn port_prefix_base<A>() -> u32 {
-    16 + size_of::<A>() as u32 * 8
+    32 + size_of::<A>() as u32 * 8
 }
 
 /// [`Backend::flags`].
@@ -311,7 +317,7 @@ pub mod backend_flag {
 }
 
 /// Where a published port leads.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backend<A> {
     /// Container address.
@@ -344,7 +350,7 @@ pub const fn port_word(proto: u8, port: u16) -> Option<u32> {
 pub const PORT_WORDS: u32 = 3 * 1024;
 
 /// A flow's key: the packet's own tuple, before any translation.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple<A> {
     /// Source address.
@@ -473,8 +479,35 @@ pub struct Flow<A> {
     pub reserved: [u8; 4],
 }
 
+impl<A: crate::wire::Address> Flow<A> {
+    /// Zeroes the entry in place.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.packets = 0;
+        self.bytes = 0;
+        self.last_seen = 0;
+        self.epoch = 0;
+        self.routed_at = 0;
+        self.in_ifindex = 0;
+        self.out_ifindex = 0;
+        self.generation = 0;
+        self.owner = 0;
+        self.flags = 0;
+        self.mtu = 0;
+        self.state = 0;
+        self.kind = 0;
+        self.in_mac = [0; 6];
+        self.via = [0; 16];
+        self.src = A::default();
+        self.dst = A::default();
+        self.sport = [0; 2];
+        self.dport = [0; 2];
+        self.reserved = [0; 4];
+    }
+}
+
 /// What a drop is counted by.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DropKey {
     /// [`crate::drop::DropReason`].
@@ -507,7 +540,7 @@ pub struct DropSlot {
 }
 
 /// A packet's addresses, whatever its family. IPv4 addresses fill the first 4 bytes.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnyTuple {
     /// Source address.
@@ -591,14 +624,14 @@ wire! {
     Subnet = 4,
     LocalAddress = 4,
     Uplink = 32,
-    PortPrefix<[u8; 4]> = 8,
-    PortPrefix<[u8; 16]> = 20,
-    Backend<[u8; 4]> = 12,
-    Backend<[u8; 16]> = 24,
-    Tuple<[u8; 4]> = 16,
-    Tuple<[u8; 16]> = 40,
-    Flow<[u8; 4]> = 88,
-    Flow<[u8; 16]> = 112,
+    PortPrefix<V4Addr> = 12,
+    PortPrefix<V6Addr> = 24,
+    Backend<V4Addr> = 12,
+    Backend<V6Addr> = 24,
+    Tuple<V4Addr> = 16,
+    Tuple<V6Addr> = 40,
+    Flow<V4Addr> = 88,
+    Flow<V6Addr> = 112,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,
@@ -606,11 +639,6 @@ wire! {
     DropEvent = 60,
     Verdicts = 32,
 }
-
-/// The address family parameter of the per-family maps.
-pub type V4Addr = <V4 as crate::wire::Family>::Addr;
-/// The address family parameter of the per-family maps.
-pub type V6Addr = <V6 as crate::wire::Family>::Addr;
 
 #[cfg(test)]
 mod tests {
@@ -628,8 +656,8 @@ mod tests {
     #[test]
     fn reversing_twice_is_identity() {
         let t = Tuple {
-            src: [1, 2, 3, 4],
-            dst: [5, 6, 7, 8],
+            src: V4Addr([1, 2, 3, 4]),
+            dst: V4Addr([5, 6, 7, 8]),
             sport: [9, 1],
             dport: [2, 3],
             proto: 6,

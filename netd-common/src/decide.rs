@@ -1,1 +1,558 @@
-//! To come.
+//! What happens to a new flow: Docker's semantics in one place.
+//!
+//! The same function decides a flow's first packet and, after any change of the configuration or
+//! the routes, its next one. A flow lives on only if the decision is still the same.
+
+use crate::{
+    abi::{
+        Backend, Config, Endpoint, Network, Tuple, backend_flag, config_flag, flow_flag, flow_kind,
+        gateway_mode, local_kind, network_flag, uplink_flag,
+    },
+    drop::DropReason,
+    sabotage::{Check, enforced},
+    tables::{Policy, Route, Scratch, Tables},
+    wire::{Address, Family, V4Addr, proto, tcp_flag},
+};
+
+/// Where a flow comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Origin {
+    /// Interface of its first packet.
+    pub ifindex: u32,
+    /// The container's network id, or 0 for an uplink.
+    pub network: u16,
+    /// 1: no flow yet, so a listener of the host takes precedence over a publish. 0: the flow is
+    /// decided again, and a listener that came later does not take it away.
+    pub fresh: u8,
+}
+
+/// What to do with a flow that netd does not own yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Not netd's: leave the packet to the kernel, untouched.
+    Pass,
+    /// As [`Scratch::decision`] says.
+    Forward,
+}
+
+/// Everything that a flow's two entries are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Decision<A> {
+    /// [`flow_kind`].
+    pub kind: u8,
+    /// Source NAT: 1 translates the source to `nat`, with a port still to be chosen.
+    pub snat: u8,
+    /// Network id of the container that owns the flow.
+    pub network: u16,
+    /// Host veth of that container.
+    pub owner: u32,
+    /// Destination after translation.
+    pub dst: A,
+    /// Destination port after translation.
+    pub dport: [u8; 2],
+    /// Direction of the packets that open the flow.
+    pub forward: Leg,
+    /// Direction of the replies.
+    pub reply: Leg,
+    /// Source after translation, if `snat`.
+    pub nat: A,
+}
+
+/// Where one direction's packets go, and how they arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Leg {
+    /// Interface on which they arrive.
+    pub in_ifindex: u32,
+    /// Interface to which they go. 0: ask the route tables at the first packet.
+    pub out_ifindex: u32,
+    /// MTU there.
+    pub mtu: u16,
+    /// `TO_ENDPOINT`, `HOP`, `HOP_V6`, `SAME_BRIDGE` of [`flow_flag`].
+    pub flags: u16,
+    /// Next hop or MACs, as in [`crate::abi::Flow::via`].
+    pub via: [u8; 16],
+    /// Destination MAC of the frames that arrive.
+    pub in_mac: [u8; 6],
+}
+
+// Written in place, field by field: a value on its way would cost BPF stack.
+impl Leg {
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.in_ifindex = 0;
+        self.out_ifindex = 0;
+        self.mtu = 0;
+        self.flags = 0;
+        self.via = [0; 16];
+        self.in_mac = [0; 6];
+    }
+
+    /// Delivery into a container.
+    #[inline(always)]
+    fn lead_to_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint, network: &Network) {
+        let (m, b) = (&endpoint.mac, &network.bridge_mac);
+        self.out_ifindex = ifindex;
+        self.mtu = endpoint.mtu;
+        self.flags = flow_flag::TO_ENDPOINT;
+        self.via = [
+            m[0], m[1], m[2], m[3], m[4], m[5], b[0], b[1], b[2], b[3], b[4], b[5], 0, 0, 0, 0,
+        ];
+    }
+
+    /// Out by an uplink, where `route` leads.
+    #[inline(always)]
+    pub(crate) fn lead_to_uplink<A>(&mut self, route: &Route<A>) {
+        self.out_ifindex = route.oif;
+        self.mtu = if route.mtu > 0xffff {
+            0xffff
+        } else {
+            route.mtu as u16
+        };
+        self.flags = flow_flag::HOP | if route.via_v6 { flow_flag::HOP_V6 } else { 0 };
+        self.via = route.via;
+    }
+}
+
+impl<A: Address> Decision<A> {
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.kind = 0;
+        self.snat = 0;
+        self.network = 0;
+        self.owner = 0;
+        self.dst = A::default();
+        self.dport = [0; 2];
+        self.forward.clear();
+        self.reply.clear();
+        self.nat = A::default();
+    }
+}
+
+/// Gateway mode of a network for this family.
+#[inline(always)]
+#[must_use]
+pub fn mode<F: Family>(network: &Network) -> u8 {
+    if F::VERSION == 4 {
+        network.mode_v4
+    } else {
+        network.mode_v6
+    }
+}
+
+/// Must addresses of this network never leave the host as they are?
+#[inline(always)]
+#[must_use]
+pub fn masquerades<F: Family>(network: &Network) -> bool {
+    let flag = if F::VERSION == 4 {
+        network_flag::MASQUERADE_V4
+    } else {
+        network_flag::MASQUERADE_V6
+    };
+    network.flags & flag != 0
+}
+
+#[inline(always)]
+fn own_address<F: Family>(v4: [u8; 4], v6: [u8; 16]) -> F::Addr {
+    if F::VERSION == 4 {
+        F::Addr::from_padded(&V4Addr(v4).padded())
+    } else {
+        F::Addr::from_padded(&v6)
+    }
+}
+
+/// Decides about `scratch.tuple`, the tuple of the packets that open the flow.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn decide<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+    origin: &Origin,
+    tcp_flags: u8,
+) -> Result<Action, DropReason> {
+    if tables.policy(&scratch.tuple, origin.ifindex) == Policy::Drop {
+        return Err(DropReason::Policy);
+    }
+    let from_container = origin.network != 0;
+    let own = if from_container {
+        tables.network(origin.network)
+    } else {
+        None
+    };
+    let internal =
+        own.is_some_and(|n| n.flags & network_flag::INTERNAL != 0) && enforced(Check::Internal);
+    if internal && tables.subnet(&scratch.tuple.dst) != origin.network {
+        return Err(DropReason::Internal);
+    }
+    let local = tables.local(&scratch.tuple.dst);
+    if local == local_kind::UNICAST {
+        return match published::<F, T>(tables, &scratch.tuple) {
+            // The gateway lies in the subnet, but the port behind it does not.
+            Some(_) if internal => Err(DropReason::Internal),
+            Some(backend) => publish::<F, T>(tables, config, scratch, origin, backend, tcp_flags),
+            None => Ok(Action::Pass),
+        };
+    }
+    if local != local_kind::NONE {
+        return Ok(Action::Pass);
+    }
+    let target = tables.subnet(&scratch.tuple.dst);
+    if target != 0 {
+        return direct::<F, T>(tables, config, scratch, origin, target, tcp_flags);
+    }
+    match own {
+        Some(network) => egress::<F, T>(tables, config, scratch, origin, network, tcp_flags),
+        None => Ok(Action::Pass),
+    }
+}
+
+/// The publish that a local destination matches: of the exact address, else of any.
+#[inline(always)]
+fn published<'t, F: Family, T: Tables<F>>(
+    tables: &'t T,
+    tuple: &Tuple<F::Addr>,
+) -> Option<&'t Backend<F::Addr>> {
+    if !tables.port_published(tuple.proto, tuple.dport) {
+        return None;
+    }
+    if let Some(backend) = tables.backend(tuple.proto, &tuple.dst, tuple.dport) {
+        return Some(backend);
+    }
+    tables.backend(tuple.proto, &F::Addr::default(), tuple.dport)
+}
+
+/// In accelerate mode the kernel may own a connection whose beginning netd did not see.
+#[inline(always)]
+fn kernel_may_own(config: &Config, tuple_proto: u8, tcp_flags: u8) -> bool {
+    config.flags & config_flag::ACCELERATE != 0
+        && tuple_proto == proto::TCP
+        && tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) != tcp_flag::SYN
+}
+
+/// A port published on a host address: from the network, or from a container (hairpin).
+#[inline(always)]
+fn publish<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+    origin: &Origin,
+    backend: &Backend<F::Addr>,
+    tcp_flags: u8,
+) -> Result<Action, DropReason> {
+    let tuple = &scratch.tuple;
+    let from_container = origin.network != 0;
+    if tuple.dst.is_loopback() && enforced(Check::Loopback) {
+        return Err(DropReason::LoopbackDestination);
+    }
+    if tuple.src.is_link_local() && F::VERSION == 6 {
+        return Err(DropReason::LinkLocalSource);
+    }
+    if kernel_may_own(config, tuple.proto, tcp_flags) {
+        return Ok(Action::Pass);
+    }
+    if origin.fresh != 0
+        && backend.flags & backend_flag::OVERRIDE == 0
+        && tables.host_listens(tuple)
+        && enforced(Check::HostListener)
+    {
+        return Ok(Action::Pass);
+    }
+    let target = tables
+        .endpoint_of(&backend.addr)
+        .ok_or(DropReason::NoBackend)?;
+    let endpoint = tables
+        .endpoint(target.ifindex)
+        .ok_or(DropReason::NoBackend)?;
+    let network = tables
+        .network(target.network)
+        .ok_or(DropReason::NoBackend)?;
+    if !from_container {
+        check_source::<F, T>(tables, scratch, origin.ifindex, network.bridge)?;
+    }
+
+    let offset = u16::from_be_bytes(scratch.tuple.dport)
+        .wrapping_sub(u16::from_be_bytes(backend.host_first));
+    let d = &mut scratch.decision;
+    d.clear();
+    d.dst = backend.addr;
+    d.dport = u16::from_be_bytes(backend.container_first)
+        .wrapping_add(offset)
+        .to_be_bytes();
+    d.network = target.network;
+    d.owner = target.ifindex;
+    d.forward.in_ifindex = origin.ifindex;
+    d.forward
+        .lead_to_endpoint(target.ifindex, &endpoint, network);
+    d.reply.in_ifindex = target.ifindex;
+    d.reply.in_mac = network.bridge_mac;
+    if from_container {
+        let client = tables
+            .endpoint(origin.ifindex)
+            .ok_or(DropReason::UnknownEndpoint)?;
+        let client_network = tables
+            .network(origin.network)
+            .ok_or(DropReason::UnknownEndpoint)?;
+        d.kind = flow_kind::HAIRPIN;
+        d.forward.in_mac = client_network.bridge_mac;
+        d.reply
+            .lead_to_endpoint(origin.ifindex, &client, client_network);
+        if target.ifindex == origin.ifindex {
+            // To itself: it would answer itself without us, so the gateway steps between.
+            d.snat = 1;
+            d.nat = own_address::<F>(network.gateway_v4, network.gateway_v6);
+            if d.nat.is_unspecified() {
+                return Err(DropReason::NoMasqueradeAddress);
+            }
+        } else if target.network == origin.network {
+            // The server answers its neighbour directly, not by the gateway.
+            d.reply.in_mac = client.mac;
+            d.reply.flags |= flow_flag::SAME_BRIDGE;
+        }
+    } else {
+        d.kind = flow_kind::PUBLISH;
+    }
+    Ok(Action::Forward)
+}
+
+/// To a container's own address: from outside, or from another container by the gateway.
+#[inline(always)]
+fn direct<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+    origin: &Origin,
+    target_network: u16,
+    tcp_flags: u8,
+) -> Result<Action, DropReason> {
+    let tuple = &scratch.tuple;
+    let from_container = origin.network != 0;
+    let accelerate = config.flags & config_flag::ACCELERATE != 0;
+    let Some(target) = tables.endpoint_of(&tuple.dst) else {
+        return if accelerate {
+            Ok(Action::Pass)
+        } else {
+            Err(DropReason::UnknownEndpoint)
+        };
+    };
+    let network = tables
+        .network(target_network)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    if from_container && origin.network == target.network {
+        if network.flags & network_flag::ICC == 0 && enforced(Check::Icc) {
+            return Err(DropReason::IccDisabled);
+        }
+    } else {
+        let refused = if from_container {
+            DropReason::Isolation
+        } else {
+            DropReason::DirectRouting
+        };
+        let check = if from_container {
+            Check::Isolation
+        } else {
+            Check::DirectRouting
+        };
+        if enforced(check)
+            && !open_to::<F, T>(tables, config, tuple, network, target.network, origin)
+        {
+            let internal = network.flags & network_flag::INTERNAL != 0 && !from_container;
+            return Err(if internal {
+                DropReason::Internal
+            } else {
+                refused
+            });
+        }
+    }
+    if kernel_may_own(config, tuple.proto, tcp_flags) {
+        return Ok(Action::Pass);
+    }
+    if !from_container {
+        check_source::<F, T>(tables, scratch, origin.ifindex, network.bridge)?;
+    }
+    let endpoint = tables
+        .endpoint(target.ifindex)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    let d = &mut scratch.decision;
+    d.clear();
+    d.kind = flow_kind::DIRECT;
+    d.dst = scratch.tuple.dst;
+    d.dport = scratch.tuple.dport;
+    d.network = target.network;
+    d.owner = target.ifindex;
+    d.forward.in_ifindex = origin.ifindex;
+    d.forward
+        .lead_to_endpoint(target.ifindex, &endpoint, network);
+    d.reply.in_ifindex = target.ifindex;
+    d.reply.in_mac = network.bridge_mac;
+    if from_container {
+        let client = tables
+            .endpoint(origin.ifindex)
+            .ok_or(DropReason::UnknownEndpoint)?;
+        let client_network = tables
+            .network(origin.network)
+            .ok_or(DropReason::UnknownEndpoint)?;
+        d.forward.in_mac = client_network.bridge_mac;
+        d.reply
+            .lead_to_endpoint(origin.ifindex, &client, client_network);
+        if target.network == origin.network {
+            d.reply.in_mac = client.mac;
+        }
+    }
+    Ok(Action::Forward)
+}
+
+/// Is this container port open to packets from another interface that bear its own address?
+#[inline(always)]
+fn open_to<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    tuple: &Tuple<F::Addr>,
+    network: &Network,
+    network_id: u16,
+    origin: &Origin,
+) -> bool {
+    if network.flags & network_flag::INTERNAL != 0 {
+        return false;
+    }
+    let mode = mode::<F>(network);
+    if mode == gateway_mode::NAT_UNPROTECTED {
+        return true;
+    }
+    let mut published_open = mode == gateway_mode::ROUTED;
+    if origin.network == 0 {
+        let flags = tables.uplink(origin.ifindex).map_or(0, |u| u.flags);
+        if flags & uplink_flag::CONTAINERS_ALL != 0 {
+            return true;
+        }
+        published_open |= flags & uplink_flag::CONTAINERS_PUBLISHED != 0
+            || config.flags & config_flag::ALLOW_DIRECT_ROUTING != 0
+            || tables.trusted(network_id, origin.ifindex);
+    }
+    mode == gateway_mode::ROUTED && tuple.proto == F::ICMP
+        || published_open && tables.exposed(tuple.proto, &tuple.dst, tuple.dport)
+}
+
+/// From a container to the world.
+#[inline(always)]
+fn egress<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+    origin: &Origin,
+    network: &Network,
+    tcp_flags: u8,
+) -> Result<Action, DropReason> {
+    let tuple = &scratch.tuple;
+    if tuple.src.is_link_local() && F::VERSION == 6 {
+        return Err(DropReason::LinkLocalSource);
+    }
+    if tuple.dst.is_loopback() || tuple.dst.is_unspecified() {
+        return Err(DropReason::LoopbackDestination);
+    }
+    if kernel_may_own(config, tuple.proto, tcp_flags) {
+        return Ok(Action::Pass);
+    }
+    // spoof = "off" lets foreign sources through; only the network's own are masqueraded.
+    let owns_source = tables.subnet(&tuple.src) == origin.network;
+    let masquerade = masquerades::<F>(network) && owns_source && enforced(Check::Masquerade);
+    let has_ports =
+        matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP) || tuple.proto == F::ICMP;
+    if masquerade && !has_ports {
+        return Err(DropReason::UnsupportedProtocol);
+    }
+    scratch
+        .query
+        .ask(network.bridge, tuple.src, tuple.dst, tuple.proto);
+    tables.route()?;
+    let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
+
+    let d = &mut scratch.decision;
+    d.clear();
+    d.kind = flow_kind::DIRECT;
+    d.dst = scratch.tuple.dst;
+    d.dport = scratch.tuple.dport;
+    d.network = origin.network;
+    d.owner = origin.ifindex;
+    let client = tables
+        .endpoint(origin.ifindex)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    d.forward.in_ifindex = origin.ifindex;
+    d.forward.in_mac = network.bridge_mac;
+    d.forward.lead_to_uplink(&scratch.route);
+    d.reply.in_ifindex = scratch.route.oif;
+    d.reply.lead_to_endpoint(origin.ifindex, &client, network);
+    if masquerade {
+        d.kind = flow_kind::MASQUERADE;
+        d.snat = 1;
+        d.nat = own_address::<F>(network.nat_v4, network.nat_v6);
+        if d.nat.is_unspecified() {
+            d.nat = scratch.route.src;
+        }
+        if d.nat.is_unspecified() {
+            d.nat = own_address::<F>(uplink.addr_v4, uplink.addr_v6);
+        }
+        if d.nat.is_unspecified() {
+            return Err(DropReason::NoMasqueradeAddress);
+        }
+    }
+    Ok(Action::Forward)
+}
+
+/// The uplink that a route leads to, if netd can send there; completes the route's MTU.
+///
+/// # Errors
+/// [`DropReason::UnmanagedEgress`], [`DropReason::HeaderlessDevice`].
+#[inline(always)]
+pub fn egress_uplink<F: Family, T: Tables<F>>(
+    tables: &T,
+    route: &mut Route<F::Addr>,
+) -> Result<crate::abi::Uplink, DropReason> {
+    let uplink = tables
+        .uplink(route.oif)
+        .ok_or(DropReason::UnmanagedEgress)?;
+    if uplink.flags & uplink_flag::LOOPBACK != 0 {
+        return Err(DropReason::UnmanagedEgress);
+    }
+    if uplink.flags & uplink_flag::L3 != 0 {
+        return Err(DropReason::HeaderlessDevice);
+    }
+    if route.mtu < 68 {
+        route.mtu = uplink.mtu;
+    }
+    Ok(uplink)
+}
+
+/// Sources that the stack would refuse: a redirect skips its own checks (ip_route_input_slow and
+/// fib_validate_source). The reverse lookup is made as for the reply, from the container's bridge:
+/// the uplink itself need not forward, and bpf_fib_lookup refuses an interface that does not.
+#[inline(always)]
+pub(crate) fn check_source<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+    ifindex: u32,
+    bridge: u32,
+) -> Result<(), DropReason> {
+    let tuple = &scratch.tuple;
+    if enforced(Check::Martian)
+        && (tuple.src.is_martian_source()
+            || tables.local(&tuple.src) != local_kind::NONE
+            || tables.subnet(&tuple.src) != 0)
+    {
+        return Err(DropReason::MartianSource);
+    }
+    let strict = tables
+        .uplink(ifindex)
+        .is_some_and(|u| u.flags & uplink_flag::STRICT_RP_FILTER != 0);
+    if strict && enforced(Check::ReversePath) {
+        scratch.query.ask(bridge, tuple.dst, tuple.src, tuple.proto);
+        if tables.route().is_err() || scratch.route.oif != ifindex {
+            return Err(DropReason::ReversePath);
+        }
+    }
+    Ok(())
+}

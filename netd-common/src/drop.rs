@@ -87,7 +87,7 @@ reasons! {
     SourcePortsExhausted = 26, "source-ports-exhausted";
     /// The flow table is full.
     FlowTableFull = 27, "flow-table-full";
-    /// TCP flags that no connection bears.
+    /// TCP flags that no connection bears, or a RST of an unknown flow.
     InvalidTcpFlags = 28, "invalid-tcp-flags";
     /// The port is published, but its container is not running.
     NoBackend = 29, "no-backend";
@@ -107,6 +107,8 @@ reasons! {
     Policy = 36, "policy";
     /// A router advertisement from a container (spoof = "strict").
     RouterAdvertisement = 37, "router-advertisement";
+    /// The publish, container or route that this flow depended on is gone.
+    FlowEnded = 38, "flow-ended";
 }
 
 #[cfg(test)]

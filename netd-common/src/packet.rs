@@ -1,1 +1,111 @@
-//! To come.
+//! Where the bytes of a packet live: an skb in the kernel, a slice in a test.
+
+use crate::{checksum::Diff, drop::DropReason, wire::Wire};
+
+/// How an L4 checksum is updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct L4Checksum {
+    /// The change is of the pseudo header (addresses), not of the payload (ports).
+    pub pseudo_header: bool,
+    /// UDP: zero means "no checksum" and stays; a result of zero is written as 0xffff (RFC 768).
+    pub udp: bool,
+    /// The IP header has no checksum that compensates the change.
+    pub ipv6: bool,
+}
+
+/// Offsets at or beyond this are never accessed: no chain of headers that is followed is so long.
+pub const MAX_OFFSET: u32 = 0x800;
+
+/// Access to a packet. Offsets count from the first byte the hook sees.
+pub trait Packet {
+    /// Length of the packet in bytes; of a GSO packet, of the whole.
+    fn len(&self) -> u32;
+
+    /// Payload bytes per segment of a GSO packet, 0 for an ordinary one.
+    fn gso_size(&self) -> u32;
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] beyond the directly readable part: see [`Packet::pull`].
+    fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason>;
+
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`] beyond the directly readable part.
+    fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason>;
+
+    /// Makes the first `len` bytes directly readable. The kernel keeps as little as 34 bytes of
+    /// a packet in one piece.
+    fn pull(&mut self, len: u32) -> bool;
+
+    /// Updates the L4 checksum field at `offset` for a change of bytes that it covers.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`] beyond the packet.
+    fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
+    -> Result<(), DropReason>;
+}
+
+/// A packet in memory.
+pub struct SlicePacket<'a>(pub &'a mut [u8]);
+
+impl Packet for SlicePacket<'_> {
+    fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn gso_size(&self) -> u32 {
+        0
+    }
+
+    fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
+        if offset >= MAX_OFFSET {
+            return Err(DropReason::Malformed);
+        }
+        let bytes = self
+            .0
+            .get(offset as usize..)
+            .and_then(|b| b.get(..size_of::<T>()));
+        let bytes = bytes.ok_or(DropReason::Malformed)?;
+        // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
+        Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
+        let bytes = self
+            .0
+            .get_mut(offset as usize..)
+            .and_then(|b| b.get_mut(..size_of::<T>()));
+        let bytes = bytes.ok_or(DropReason::HelperFailed)?;
+        // SAFETY: `bytes` is size_of::<T>() long, and a `Wire` type has no padding.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        Ok(())
+    }
+
+    fn pull(&mut self, len: u32) -> bool {
+        len <= self.len()
+    }
+
+    fn l4_checksum(
+        &mut self,
+        offset: u32,
+        change: Diff,
+        how: L4Checksum,
+    ) -> Result<(), DropReason> {
+        let old: [u8; 2] = self.read(offset).map_err(|_| DropReason::HelperFailed)?;
+        if how.udp && old == [0, 0] {
+            return Ok(());
+        }
+        let new = change.apply(old);
+        self.write(
+            offset,
+            if how.udp && new == [0, 0] {
+                [0xff, 0xff]
+            } else {
+                new
+            },
+        )
+    }
+}

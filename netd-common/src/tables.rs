@@ -1,1 +1,267 @@
-//! To come.
+//! What the engine asks of the maps, the route table and the socket table, by meaning.
+
+use core::ptr::NonNull;
+
+use crate::{
+    abi::{Backend, Config, Endpoint, EndpointAddress, Flow, Network, Tuple, Uplink},
+    drop::DropReason,
+    parse::Parsed,
+    wire::Family,
+};
+
+/// A flow entry inside a map.
+///
+/// The kernel may give the slot to another flow while it is held, and other CPUs write it: fields
+/// are read and written one at a time, never through a reference. The worst outcome of a lost race
+/// is a wrong counter, or one packet judged by the entry that was there a moment before.
+#[derive(Clone, Copy)]
+pub struct Slot<A>(NonNull<Flow<A>>);
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $get:ident, $set:ident: $t:ty;)+) => { $(
+        $(#[$doc])*
+        #[must_use]
+        #[inline(always)]
+        pub fn $get(&self) -> $t {
+            // SAFETY: `new` promised a pointer to a map value that stays mapped.
+            unsafe { (*self.0.as_ptr()).$get }
+        }
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $set(&self, value: $t) {
+            // SAFETY: as above; integers and byte arrays may be overwritten at any time.
+            unsafe { (*self.0.as_ptr()).$get = value }
+        }
+    )+ };
+}
+
+impl<A: Copy> Slot<A> {
+    /// # Safety
+    /// `pointer` must be a value of a flow map that stays mapped while the slot is used.
+    #[must_use]
+    #[inline(always)]
+    pub unsafe fn new(pointer: NonNull<Flow<A>>) -> Self {
+        Self(pointer)
+    }
+
+    /// The whole entry. Its fields may be of different moments.
+    #[must_use]
+    #[inline(always)]
+    pub fn load(&self) -> Flow<A> {
+        // SAFETY: as in the accessors.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    fields! {
+        /// [`Flow::packets`].
+        packets, set_packets: u64;
+        /// [`Flow::bytes`].
+        bytes, set_bytes: u64;
+        /// [`Flow::last_seen`].
+        last_seen, set_last_seen: u32;
+        /// [`Flow::epoch`].
+        epoch, set_epoch: u32;
+        /// [`Flow::routed_at`].
+        routed_at, set_routed_at: u32;
+        /// [`Flow::in_ifindex`].
+        in_ifindex, set_in_ifindex: u32;
+        /// [`Flow::out_ifindex`].
+        out_ifindex, set_out_ifindex: u32;
+        /// [`Flow::generation`].
+        generation, set_generation: u32;
+        /// [`Flow::flags`].
+        flags, set_flags: u16;
+        /// [`Flow::mtu`].
+        mtu, set_mtu: u16;
+        /// [`Flow::state`].
+        state, set_state: u8;
+        /// [`Flow::in_mac`].
+        in_mac, set_in_mac: [u8; 6];
+        /// [`Flow::via`].
+        via, set_via: [u8; 16];
+        /// [`Flow::src`].
+        src, set_src: A;
+        /// [`Flow::dst`].
+        dst, set_dst: A;
+        /// [`Flow::sport`].
+        sport, set_sport: [u8; 2];
+        /// [`Flow::dport`].
+        dport, set_dport: [u8; 2];
+    }
+}
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is taken (EEXIST).
+    Exists,
+    /// The map is full (E2BIG, ENOMEM).
+    Full,
+}
+
+/// A question to the host's route tables, as for a packet that arrives on `iif`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct RouteQuery<A> {
+    /// Incoming interface, for `ip rule iif`.
+    pub iif: u32,
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// IP protocol.
+    pub proto: u8,
+}
+
+impl<A> RouteQuery<A> {
+    /// Sets the question in place.
+    #[inline(always)]
+    pub fn ask(&mut self, iif: u32, src: A, dst: A, proto: u8) {
+        self.iif = iif;
+        self.src = src;
+        self.dst = dst;
+        self.proto = proto;
+    }
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Route<A> {
+    /// Egress interface.
+    pub oif: u32,
+    /// MTU of the route; 0 where the kernel does not say.
+    pub mtu: u32,
+    /// Next hop: the gateway, or the destination itself.
+    pub via: [u8; 16],
+    /// Is `via` an IPv6 address?
+    pub via_v6: bool,
+    /// Source address that the host would choose; unspecified where the kernel does not say.
+    pub src: A,
+}
+
+/// What the user's policy says of a new flow. The seam for the policy engine: it is asked first,
+/// with the addresses as the packet bears them, before anything is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// No opinion: Docker's semantics decide.
+    Return,
+    /// Refused.
+    Drop,
+}
+
+/// Working memory of one packet: what is too large for the 512 bytes of BPF stack.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Scratch<A> {
+    /// The packet's headers.
+    pub parsed: Parsed<A>,
+    /// The tuple as the side that opened the flow sends it.
+    pub tuple: Tuple<A>,
+    /// Key of the other direction's entry.
+    pub reply_tuple: Tuple<A>,
+    /// What the host's sockets are asked about; else a key in passing.
+    pub socket: Tuple<A>,
+    /// What was decided.
+    pub decision: crate::decide::Decision<A>,
+    /// A route lookup's question.
+    pub query: RouteQuery<A>,
+    /// A route lookup's answer.
+    pub route: Route<A>,
+    /// Entry of the original direction.
+    pub original: Flow<A>,
+    /// Entry of the replies.
+    pub reply: Flow<A>,
+    /// Next hop of a [`crate::pipeline::Verdict::neighbour`].
+    pub hop: [u8; 16],
+}
+
+/// Everything outside the packet.
+pub trait Tables<F: Family> {
+    /// `CONFIG`; `None` cannot happen, but the verifier does not know.
+    fn config(&self) -> Option<&Config>;
+    /// CLOCK_MONOTONIC seconds, coarse.
+    fn now(&self) -> u32;
+    /// A label for a new flow, different from that of the tuple's last one.
+    fn generation(&self) -> u32;
+    /// This CPU's working memory.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "per-CPU memory; a program never runs twice at once on a CPU"
+    )]
+    fn scratch(&self) -> Option<&mut Scratch<F::Addr>>;
+    /// `ENDPOINTS`.
+    fn endpoint(&self, ifindex: u32) -> Option<Endpoint>;
+    /// `ADDRS_*`.
+    fn endpoint_of(&self, addr: &F::Addr) -> Option<EndpointAddress>;
+    /// `NETWORKS`; `None` also for an id that is not in use.
+    fn network(&self, id: u16) -> Option<&Network>;
+    /// `TRUSTED`.
+    fn trusted(&self, network: u16, ifindex: u32) -> bool;
+    /// `SUBNETS_*`: network id, 0 for none.
+    fn subnet(&self, addr: &F::Addr) -> u16;
+    /// `LOCAL_*`: [`crate::abi::local_kind`].
+    fn local(&self, addr: &F::Addr) -> u16;
+    /// `UPLINKS`.
+    fn uplink(&self, ifindex: u32) -> Option<Uplink>;
+    /// `PORTS`: may this host port be published on some address?
+    fn port_published(&self, proto: u8, port: [u8; 2]) -> bool;
+    /// `PUBLISH_*`, by exact address or, unspecified, for any.
+    fn backend(&self, proto: u8, addr: &F::Addr, port: [u8; 2]) -> Option<&Backend<F::Addr>>;
+    /// `EXPOSED_*`.
+    fn exposed(&self, proto: u8, addr: &F::Addr, port: [u8; 2]) -> bool;
+    /// `FLOWS_*`.
+    fn flow(&self, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>>;
+    /// `EMBRYOS_*`.
+    fn embryo(&self, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>>;
+    /// Inserts into `FLOWS_*` what is not there.
+    ///
+    /// # Errors
+    /// See [`InsertError`].
+    fn insert_flow(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError>;
+    /// Inserts into `EMBRYOS_*` what is not there.
+    ///
+    /// # Errors
+    /// See [`InsertError`].
+    fn insert_embryo(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError>;
+    /// Removes from `FLOWS_*`.
+    fn remove_flow(&self, key: &Tuple<F::Addr>);
+    /// Removes from `EMBRYOS_*`.
+    fn remove_embryo(&self, key: &Tuple<F::Addr>);
+    /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
+    /// [`Scratch::route`].
+    ///
+    /// # Errors
+    /// [`DropReason::NoRoute`], [`DropReason::Blackhole`], [`DropReason::Prohibited`],
+    /// [`DropReason::HelperFailed`].
+    fn route(&self) -> Result<(), DropReason>;
+    /// Would a socket of the host take a new packet with this tuple?
+    fn host_listens(&self, tuple: &Tuple<F::Addr>) -> bool;
+    /// Asks the user's policy about a new flow: `tuple` as sent, `ifindex` where it arrived.
+    #[inline(always)]
+    fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
+        let _ = (tuple, ifindex);
+        Policy::Return
+    }
+}
+
+/// The steps of the slow path. In BPF each is a global function, which the verifier checks once and
+/// by itself, not once for every way that leads to it; what it needs beyond a few numbers it finds
+/// in [`Scratch`]. Natively they are plain calls of [`crate::pipeline::steps`].
+pub trait Steps<F: Family>: Tables<F> {
+    /// [`crate::pipeline::steps::from_endpoint`].
+    fn from_endpoint<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
+    /// [`crate::pipeline::steps::from_uplink`].
+    fn from_uplink<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
+    /// [`crate::pipeline::steps::proceed`].
+    fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
+    -> u64;
+    /// [`crate::pipeline::steps::decide`].
+    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::create`].
+    fn create(&self) -> u32;
+    /// [`crate::pipeline::steps::send`].
+    fn send<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
+    /// [`crate::pipeline::steps::try_source_port`].
+    fn try_source_port(&self, attempt: u32) -> u32;
+}

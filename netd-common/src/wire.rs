@@ -15,6 +15,75 @@ unsafe impl Wire for u32 {}
 // SAFETY: any eight bytes are a valid u64.
 unsafe impl Wire for u64 {}
 
+/// An IPv4 address in wire order. Aligned, so that BPF moves it as a word.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct V4Addr(pub [u8; 4]);
+
+/// An IPv6 address in wire order. Aligned, so that BPF moves it as words.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialOrd, Ord)]
+pub struct V6Addr(pub [u8; 16]);
+
+impl V4Addr {
+    /// As the number that the bytes are in memory.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(&self) -> u32 {
+        u32::from_ne_bytes(self.0)
+    }
+}
+
+impl V6Addr {
+    /// The `i`-th of four words, as it is in memory.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(&self, i: usize) -> u32 {
+        word(&self.0, i)
+    }
+}
+
+// Word by word: comparing the arrays would call bcmp, which BPF does byte by byte.
+impl PartialEq for V6Addr {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let d = |i| self.word(i) ^ other.word(i);
+        d(0) | d(1) | d(2) | d(3) == 0
+    }
+}
+impl Eq for V6Addr {}
+
+impl From<[u8; 4]> for V4Addr {
+    fn from(octets: [u8; 4]) -> Self {
+        Self(octets)
+    }
+}
+impl From<core::net::Ipv4Addr> for V4Addr {
+    fn from(addr: core::net::Ipv4Addr) -> Self {
+        Self(addr.octets())
+    }
+}
+impl From<V4Addr> for core::net::Ipv4Addr {
+    fn from(addr: V4Addr) -> Self {
+        addr.0.into()
+    }
+}
+impl From<[u8; 16]> for V6Addr {
+    fn from(octets: [u8; 16]) -> Self {
+        Self(octets)
+    }
+}
+impl From<core::net::Ipv6Addr> for V6Addr {
+    fn from(addr: core::net::Ipv6Addr) -> Self {
+        Self(addr.octets())
+    }
+}
+impl From<V6Addr> for core::net::Ipv6Addr {
+    fn from(addr: V6Addr) -> Self {
+        addr.0.into()
+    }
+}
+
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
 
@@ -72,7 +141,7 @@ pub mod tcp_flag {
 }
 
 /// Ethernet header.
-#[repr(C)]
+#[repr(C, align(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Eth {
     /// Destination MAC.
@@ -104,9 +173,9 @@ pub struct Ipv4Header {
     /// Header checksum.
     pub checksum: [u8; 2],
     /// Source.
-    pub src: [u8; 4],
+    pub src: V4Addr,
     /// Destination.
-    pub dst: [u8; 4],
+    pub dst: V4Addr,
 }
 
 /// IPv6 header (RFC 8200 §3).
@@ -122,13 +191,13 @@ pub struct Ipv6Header {
     /// Hop limit.
     pub hop_limit: u8,
     /// Source.
-    pub src: [u8; 16],
+    pub src: V6Addr,
     /// Destination.
-    pub dst: [u8; 16],
+    pub dst: V6Addr,
 }
 
 /// ARP for IPv4 over Ethernet (RFC 826).
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug)]
 pub struct Arp {
     /// Hardware type, protocol type, lengths: 0001 0800 06 04.
@@ -147,12 +216,19 @@ pub struct Arp {
 
 macro_rules! wire {
     ($($t:ty = $size:expr),+ $(,)?) => { $(
-        // SAFETY: `repr(C)`, bytes only, size asserted.
+        // SAFETY: `repr(C)`, bytes only, no padding: size asserted.
         unsafe impl Wire for $t {}
-        const _: () = assert!(size_of::<$t>() == $size && align_of::<$t>() == 1);
+        const _: () = assert!(size_of::<$t>() == $size);
     )+ };
 }
-wire!(Eth = 14, Ipv4Header = 20, Ipv6Header = 40, Arp = 28);
+wire!(
+    Eth = 14,
+    Ipv4Header = 20,
+    Ipv6Header = 40,
+    Arp = 28,
+    V4Addr = 4,
+    V6Addr = 16
+);
 
 /// An address family, as a type parameter: IPv4 and IPv6 are two instances of one code.
 pub trait Family: Copy + 'static {
@@ -188,7 +264,7 @@ pub struct V4;
 pub struct V6;
 
 impl Family for V4 {
-    type Addr = [u8; 4];
+    type Addr = V4Addr;
     const VERSION: u8 = 4;
     const ETHERTYPE: [u8; 2] = ethertype::IPV4;
     const AF: u8 = 2;
@@ -202,7 +278,7 @@ impl Family for V4 {
 }
 
 impl Family for V6 {
-    type Addr = [u8; 16];
+    type Addr = V6Addr;
     const VERSION: u8 = 6;
     const ETHERTYPE: [u8; 2] = ethertype::IPV6;
     const AF: u8 = 10;
@@ -236,88 +312,88 @@ pub trait Address: Wire + Default + Eq + core::fmt::Debug {
     fn fold(&self) -> u32;
 }
 
-impl Address for [u8; 4] {
+impl Address for V4Addr {
     #[inline(always)]
     fn is_unspecified(&self) -> bool {
-        u32::from_ne_bytes(*self) == 0
+        self.word() == 0
     }
     #[inline(always)]
     fn is_loopback(&self) -> bool {
-        self[0] == 127
+        self.0[0] == 127
     }
     #[inline(always)]
     fn is_multicast(&self) -> bool {
-        self[0] & 0xf0 == 0xe0
+        self.0[0] & 0xf0 == 0xe0
     }
     #[inline(always)]
     fn is_link_local(&self) -> bool {
-        self[0] == 169 && self[1] == 254
+        self.0[0] == 169 && self.0[1] == 254
     }
     #[inline(always)]
     fn is_martian_source(&self) -> bool {
-        self[0] == 0 || self[0] == 127 || self[0] >= 224
+        self.0[0] == 0 || self.0[0] == 127 || self.0[0] >= 224
     }
     #[inline(always)]
     fn padded(&self) -> [u8; 16] {
         let mut out = [0; 16];
-        out[0] = self[0];
-        out[1] = self[1];
-        out[2] = self[2];
-        out[3] = self[3];
+        out[0] = self.0[0];
+        out[1] = self.0[1];
+        out[2] = self.0[2];
+        out[3] = self.0[3];
         out
     }
     #[inline(always)]
     fn from_padded(b: &[u8; 16]) -> Self {
-        [b[0], b[1], b[2], b[3]]
+        Self([b[0], b[1], b[2], b[3]])
     }
     #[inline(always)]
     fn fold(&self) -> u32 {
-        u32::from_ne_bytes(*self)
+        self.word()
     }
 }
 
 #[inline(always)]
-const fn word(b: &[u8; 16], i: usize) -> u32 {
+pub(crate) const fn word(b: &[u8; 16], i: usize) -> u32 {
     u32::from_ne_bytes([b[i * 4], b[i * 4 + 1], b[i * 4 + 2], b[i * 4 + 3]])
 }
 
-impl Address for [u8; 16] {
+impl Address for V6Addr {
     #[inline(always)]
     fn is_unspecified(&self) -> bool {
-        word(self, 0) | word(self, 1) | word(self, 2) | word(self, 3) == 0
+        self.word(0) | self.word(1) | self.word(2) | self.word(3) == 0
     }
     #[inline(always)]
     fn is_loopback(&self) -> bool {
-        word(self, 0) | word(self, 1) | word(self, 2) == 0 && word(self, 3) == u32::from_be(1)
+        self.word(0) | self.word(1) | self.word(2) == 0 && self.word(3) == u32::from_be(1)
     }
     #[inline(always)]
     fn is_multicast(&self) -> bool {
-        self[0] == 0xff
+        self.0[0] == 0xff
     }
     #[inline(always)]
     fn is_link_local(&self) -> bool {
-        self[0] == 0xfe && self[1] & 0xc0 == 0x80
+        self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
     }
     #[inline(always)]
     fn is_martian_source(&self) -> bool {
-        let embeds_v4 = word(self, 0) | word(self, 1) == 0
-            && (word(self, 2) == 0 || word(self, 2) == u32::from_be(0xffff));
+        let embeds_v4 = self.word(0) | self.word(1) == 0
+            && (self.word(2) == 0 || self.word(2) == u32::from_be(0xffff));
         embeds_v4 || self.is_multicast()
     }
     #[inline(always)]
     fn padded(&self) -> [u8; 16] {
-        *self
+        self.0
     }
     #[inline(always)]
     fn from_padded(b: &[u8; 16]) -> Self {
-        *b
+        Self(*b)
     }
     #[inline(always)]
     fn fold(&self) -> u32 {
-        word(self, 0)
-            ^ word(self, 1).rotate_left(7)
-            ^ word(self, 2).rotate_left(13)
-            ^ word(self, 3).rotate_left(19)
+        self.word(0)
+            ^ self.word(1).rotate_left(7)
+            ^ self.word(2).rotate_left(13)
+            ^ self.word(3).rotate_left(19)
     }
 }
 
@@ -326,15 +402,19 @@ mod tests {
     use super::*;
     use core::net::Ipv6Addr;
 
-    fn v6(s: &str) -> [u8; 16] {
-        s.parse::<Ipv6Addr>().unwrap().octets()
+    fn v6(s: &str) -> V6Addr {
+        s.parse::<Ipv6Addr>().unwrap().into()
     }
 
     #[test]
     fn v4_classes() {
-        assert!([127, 1, 2, 3].is_loopback() && ![128, 0, 0, 1].is_loopback());
-        assert!([224, 0, 0, 1].is_multicast() && ![223, 255, 255, 255].is_multicast());
-        assert!([169, 254, 1, 1].is_link_local() && ![169, 253, 1, 1].is_link_local());
+        assert!(V4Addr([127, 1, 2, 3]).is_loopback() && !V4Addr([128, 0, 0, 1]).is_loopback());
+        assert!(
+            V4Addr([224, 0, 0, 1]).is_multicast() && !V4Addr([223, 255, 255, 255]).is_multicast()
+        );
+        assert!(
+            V4Addr([169, 254, 1, 1]).is_link_local() && !V4Addr([169, 253, 1, 1]).is_link_local()
+        );
         for martian in [
             [0, 1, 2, 3],
             [127, 0, 0, 1],
@@ -342,7 +422,7 @@ mod tests {
             [240, 0, 0, 1],
             [255; 4],
         ] {
-            assert!(martian.is_martian_source(), "{martian:?}");
+            assert!(V4Addr(martian).is_martian_source(), "{martian:?}");
         }
         for fine in [
             [1, 0, 0, 0],
@@ -350,7 +430,7 @@ mod tests {
             [128, 0, 0, 1],
             [223, 255, 255, 255],
         ] {
-            assert!(!fine.is_martian_source(), "{fine:?}");
+            assert!(!V4Addr(fine).is_martian_source(), "{fine:?}");
         }
     }
 
@@ -370,10 +450,10 @@ mod tests {
 
     #[test]
     fn padding_round_trips() {
-        assert_eq!(<[u8; 4]>::from_padded(&[1, 2, 3, 4].padded()), [1, 2, 3, 4]);
         assert_eq!(
-            <[u8; 16]>::from_padded(&v6("fd00::7").padded()),
-            v6("fd00::7")
+            V4Addr::from_padded(&V4Addr([1, 2, 3, 4]).padded()),
+            V4Addr([1, 2, 3, 4])
         );
+        assert_eq!(V6Addr::from_padded(&v6("fd00::7").padded()), v6("fd00::7"));
     }
 }

@@ -1,39 +1,145 @@
 //! netd's BPF programs: entry points over `netd-common`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod access;
+mod account;
+mod features;
 mod maps;
+mod skb;
+mod subprograms;
+mod tables;
 
-use aya_ebpf::{bindings::tcx_action_base::TCX_NEXT, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff,
+        tcx_action_base::{TCX_DROP, TCX_NEXT},
+    },
+    helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer},
+    macros::classifier,
+    programs::TcContext,
+};
+use netd_common::{
+    abi::hook,
+    pipeline::{self, Meta, Verdict},
+    tables::Tables,
+    wire::{Family, V4, V6},
+};
+
+use crate::{skb::Skb, tables::Maps};
 
 /// What a container sends.
 #[classifier]
-pub fn from_endpoint(_ctx: TcContext) -> i32 {
-    TCX_NEXT
+pub fn from_endpoint(ctx: TcContext) -> i32 {
+    run(&ctx, hook::FROM_ENDPOINT, |skb, maps, meta| {
+        pipeline::from_endpoint(skb, maps, meta)
+    })
 }
 
 /// What the stack or the bridge delivers to a container.
 #[classifier]
-pub fn to_endpoint(_ctx: TcContext) -> i32 {
-    TCX_NEXT
+pub fn to_endpoint(ctx: TcContext) -> i32 {
+    run(&ctx, hook::TO_ENDPOINT, |skb, maps, meta| {
+        pipeline::to_endpoint(skb, maps, meta)
+    })
 }
 
 /// What arrives on an interface that is not a container's.
 #[classifier]
-pub fn from_uplink(_ctx: TcContext) -> i32 {
-    TCX_NEXT
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
+        pipeline::from_uplink(skb, maps, meta)
+    })
 }
 
 /// What enters the stack through a managed bridge.
 #[classifier]
-pub fn bridge_guard_in(_ctx: TcContext) -> i32 {
-    TCX_NEXT
+pub fn bridge_guard_in(ctx: TcContext) -> i32 {
+    run(&ctx, hook::BRIDGE_IN, |skb, maps, meta| {
+        pipeline::bridge_guard_in(skb, maps, meta)
+    })
 }
 
 /// What the stack sends into a managed bridge.
 #[classifier]
-pub fn bridge_guard_out(_ctx: TcContext) -> i32 {
-    TCX_NEXT
+pub fn bridge_guard_out(ctx: TcContext) -> i32 {
+    run(&ctx, hook::BRIDGE_OUT, |skb, maps, meta| {
+        pipeline::bridge_guard_out(skb, maps, meta)
+    })
+}
+
+#[inline(always)]
+fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> Verdict) -> i32 {
+    let ctx = ctx.as_ptr().cast::<__sk_buff>();
+    // SAFETY: the context outlives the program.
+    let meta = unsafe {
+        Meta {
+            ifindex: (*ctx).ifindex,
+            ingress_ifindex: (*ctx).ingress_ifindex,
+            to_host: u8::from((*ctx).pkt_type == 0),
+            vlan: u8::from((*ctx).vlan_present != 0),
+            hook,
+        }
+    };
+    let maps = Maps(ctx);
+    let verdict = pipeline(&mut Skb(ctx), &maps, &meta);
+    execute(ctx, &maps, &meta, verdict)
+}
+
+/// From a verdict to the kernel's action.
+#[inline(always)]
+fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i32 {
+    match verdict.action() {
+        0 => {
+            account::passed(meta.hook);
+            TCX_NEXT
+        }
+        2 => {
+            account::redirected(meta.hook, verdict.is_slow());
+            // SAFETY: plain integers.
+            unsafe { bpf_redirect_peer(verdict.argument(), 0) as i32 }
+        }
+        3 => neighbour::<V4>(maps, meta, verdict, V4::AF),
+        4 if verdict.family() == 4 => neighbour::<V4>(maps, meta, verdict, V6::AF),
+        4 => neighbour::<V6>(maps, meta, verdict, V6::AF),
+        _ => {
+            account::count_drop(ctx, u32::from(meta.hook), verdict.0);
+            TCX_DROP
+        }
+    }
+}
+
+/// `struct bpf_redir_neigh`.
+#[repr(C)]
+struct NextHop {
+    family: u32,
+    addr: [u8; 16],
+}
+
+#[inline(always)]
+fn neighbour<F: Family>(maps: &Maps, meta: &Meta, verdict: Verdict, family: u8) -> i32
+where
+    Maps: Tables<F>,
+{
+    let Some(scratch) = <Maps as Tables<F>>::scratch(maps) else {
+        return TCX_DROP;
+    };
+    account::redirected(meta.hook, verdict.is_slow());
+    let mut hop = NextHop {
+        family: u32::from(family),
+        addr: scratch.hop,
+    };
+    // SAFETY: `hop` is `struct bpf_redir_neigh`, and its size is passed.
+    unsafe {
+        bpf_redirect_neigh(
+            verdict.argument(),
+            (&raw mut hop).cast(),
+            size_of::<NextHop>() as i32,
+            0,
+        ) as i32
+    }
 }
 
 #[cfg(not(test))]

@@ -4,7 +4,9 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use netd_common::abi::*;
+use netd_common::{abi::*, tables::Scratch};
+
+use crate::tables::FibLookup;
 
 type A4 = V4Addr;
 type A6 = V6Addr;
@@ -55,3 +57,18 @@ pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap:
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
+
+/// Working memory of the packet in hand; not part of the ABI, not pinned.
+#[btf_map]
+pub static SCRATCH_V4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+/// Argument of bpf_fib_lookup.
+#[btf_map]
+pub static FIB_LOOKUP: PerCpuArray<FibLookup, 1> = PerCpuArray::new();
+/// What a new drop counter starts from: too large for the stack. Never written.
+#[btf_map]
+pub static DROP_ZERO: Array<DropCount, 1> = Array::new();
+/// Drop events of the current second, per CPU.
+#[btf_map]
+pub static DROP_SAMPLER: PerCpuArray<DropSlot, 1> = PerCpuArray::new();

@@ -15,10 +15,18 @@ pub struct Failure {
 }
 
 /// Carries out the steps in order and stops at the first that fails: every state in between is
-/// sound, so the next plan goes on from there. Returns how many were done.
+/// sound, so the next plan goes on from there. Flows are told of what was changed until then.
+/// Returns how many steps were done.
 pub fn apply(steps: &[Step], to: &mut impl Dataplane) -> Result<usize, Failure> {
-    for step in steps {
-        one(step, to).map_err(|error| failure(step, error))?;
+    for (done, step) in steps.iter().enumerate() {
+        if let Err(error) = one(step, to) {
+            let for_flows = |step: &&Step| matches!(step, Step::EndFlows(_) | Step::BumpEpoch);
+            for step in steps[done + 1..].iter().filter(for_flows) {
+                // The first failure is the one to tell.
+                let _ = one(step, to);
+            }
+            return Err(failure(step, error));
+        }
     }
     Ok(steps.len())
 }
@@ -32,7 +40,10 @@ pub fn apply_all(steps: &[Step], to: &mut impl Dataplane) -> Vec<Failure> {
 }
 
 fn failure(step: &Step, error: DataplaneError) -> Failure {
-    Failure { step: format!("{} {}", step.action(), step.subject()), error }
+    Failure {
+        step: format!("{} {}", step.action(), step.subject()),
+        error,
+    }
 }
 
 fn one(step: &Step, to: &mut impl Dataplane) -> Result<(), DataplaneError> {
@@ -44,7 +55,9 @@ fn one(step: &Step, to: &mut impl Dataplane) -> Result<(), DataplaneError> {
             to.attach(*attachment, interface)
         }
         Step::Detach(attachment) => to.detach(*attachment),
-        Step::Sysctl { name, to: value, .. } => to.set_sysctl(name, value),
+        Step::Sysctl {
+            name, to: value, ..
+        } => to.set_sysctl(name, value),
         Step::EndFlows(filter) => to.end_flows(filter).map(drop),
         Step::BumpEpoch => to.bump_epoch(),
     }

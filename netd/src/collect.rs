@@ -77,10 +77,13 @@ impl FlowFilter {
                 first: port,
                 last: u16::MAX,
             };
-            self.published.range(..=wanted).next_back().is_some_and(|found| {
-                (found.protocol, found.address, found.ipv6) == (protocol, address, N == 16)
-                    && (found.first..=found.last).contains(&port)
-            })
+            self.published
+                .range(..=wanted)
+                .next_back()
+                .is_some_and(|found| {
+                    (found.protocol, found.address, found.ipv6) == (protocol, address, N == 16)
+                        && (found.first..=found.last).contains(&port)
+                })
         };
         has(None) || has(Some(IpAddr::from(address)))
     }
@@ -93,7 +96,10 @@ impl fmt::Display for FlowFilter {
             (1, 0) => write!(f, "{}", self.containers.iter().next().expect("one"))?,
             (0, n) => write!(f, "{n} published ports or ranges")?,
             (n, 0) => write!(f, "{n} container addresses")?,
-            (n, m) => write!(f, "{n} container addresses and {m} published ports or ranges")?,
+            (n, m) => write!(
+                f,
+                "{n} container addresses and {m} published ports or ranges"
+            )?,
         }
         write!(f, " that lead elsewhere now")
     }
@@ -139,7 +145,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn flow(state: State, last_seen: u32) -> Flow<[u8; 4]> {
-        Flow { state: state as u8, last_seen, generation: 1, ..Flow::default() }
+        Flow {
+            state: state as u8,
+            last_seen,
+            generation: 1,
+            ..Flow::default()
+        }
     }
 
     /// Client 198.18.0.2:40000 → host 198.18.0.1:8080 → container 10.201.1.2:80.
@@ -170,7 +181,10 @@ mod tests {
             flags: flow_flag::REWRITE_SRC | flow_flag::REPLY,
             ..flow(State::Established, 0)
         };
-        [(original, to_container), (partner(&original, &to_container), back)]
+        [
+            (original, to_container),
+            (partner(&original, &to_container), back),
+        ]
     }
 
     #[test]
@@ -198,8 +212,20 @@ mod tests {
             (ports(None, 8081, 9000), false),
             (ports(None, 1, 8079), false),
             (ports(None, 80, 80), false),
-            (PublishedPorts { protocol: 17, ..ports(None, 8080, 8080) }, false),
-            (PublishedPorts { ipv6: true, ..ports(None, 8080, 8080) }, false),
+            (
+                PublishedPorts {
+                    protocol: 17,
+                    ..ports(None, 8080, 8080)
+                },
+                false,
+            ),
+            (
+                PublishedPorts {
+                    ipv6: true,
+                    ..ports(None, 8080, 8080)
+                },
+                false,
+            ),
         ] {
             let filter = FlowFilter {
                 published: BTreeSet::from([range, ports(None, 9, 9), ports(None, 60000, 60000)]),
@@ -233,7 +259,10 @@ mod tests {
         assert!(is_expired(901 + life, &fresh, Some(&old)));
         assert!(is_expired(101 + life, &old, None));
         // The partner of an earlier flow on the same tuple does not count.
-        let stranger = Flow { generation: 2, ..fresh };
+        let stranger = Flow {
+            generation: 2,
+            ..fresh
+        };
         assert!(is_expired(101 + life, &old, Some(&stranger)));
         // The clock was read before the packet came.
         assert!(!is_expired(50, &old, None));

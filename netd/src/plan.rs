@@ -56,11 +56,7 @@ pub enum Step {
 
 /// The steps that lead from `actual` to `desired`; none when they agree. Settings are changed only
 /// where `sysctls`, the current ones, differ.
-pub fn diff(
-    desired: &Desired,
-    actual: &Actual,
-    sysctls: &BTreeMap<String, String>,
-) -> Vec<Step> {
+pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, String>) -> Vec<Step> {
     let mut steps = Vec::new();
     let (want, have) = (&desired.tables, &actual.tables);
 
@@ -105,10 +101,13 @@ pub fn diff(
         steps.extend(gone.iter().map(|row| Step::Remove(row.key())));
     }
     let superfluous = |hook: Hook| {
-        actual.attachments.iter().filter_map(move |(attachment, state)| {
-            let unwanted = !desired.attachments.contains_key(attachment);
-            (attachment.hook == hook && unwanted && !stale(state)).then_some(*attachment)
-        })
+        actual
+            .attachments
+            .iter()
+            .filter_map(move |(attachment, state)| {
+                let unwanted = !desired.attachments.contains_key(attachment);
+                (attachment.hook == hook && unwanted && !stale(state)).then_some(*attachment)
+            })
     };
     for hook in [Hook::FromEndpoint, Hook::ToEndpoint, Hook::FromUplink] {
         steps.extend(superfluous(hook).map(Step::Detach));
@@ -153,7 +152,11 @@ const FRONTENDS: &[Table] = &[
 
 fn add(steps: &mut Vec<Step>, want: &Tables, have: &Tables, table: Table) {
     steps.extend(want.beyond(have, table).into_iter().map(|(row, replaces)| {
-        if replaces { Step::Change(row) } else { Step::Add(row) }
+        if replaces {
+            Step::Change(row)
+        } else {
+            Step::Add(row)
+        }
     }));
 }
 

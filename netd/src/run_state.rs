@@ -43,7 +43,13 @@ impl RunFiles {
             let name: String = path
                 .trim_matches('/')
                 .chars()
-                .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() || c == '-' {
+                        c
+                    } else {
+                        '_'
+                    }
+                })
                 .collect();
             // Two paths that read alike must not meet: FNV-1a over the path tells them apart. And
             // a socket's path is limited to 107 bytes.
@@ -189,7 +195,12 @@ mod tests {
     fn every_pin_directory_has_its_own_files() {
         let of = |path: &str| RunFiles::of(Path::new(path));
         assert_eq!(of(DEFAULT_PIN_DIR).lock, Path::new("/run/netd/netd.pid"));
-        let paths = ["/sys/fs/bpf/a", "/sys/fs/bpf/b", "/sys/fs/bpf-a", "/sys/fs/bpf_a"];
+        let paths = [
+            "/sys/fs/bpf/a",
+            "/sys/fs/bpf/b",
+            "/sys/fs/bpf-a",
+            "/sys/fs/bpf_a",
+        ];
         for (i, a) in paths.iter().enumerate() {
             for b in &paths[i + 1..] {
                 assert_ne!(of(a), of(b));

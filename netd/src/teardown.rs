@@ -70,7 +70,10 @@ pub fn would_be_open(actual: &Actual) -> Vec<String> {
             "internal networks: their containers could reach the outside",
         ),
         (
-            count(network_flag::MASQUERADE_V4 | network_flag::MASQUERADE_V6, true),
+            count(
+                network_flag::MASQUERADE_V4 | network_flag::MASQUERADE_V6,
+                true,
+            ),
             "masqueraded networks: container addresses would leave the host as sources",
         ),
     ] {
@@ -144,13 +147,20 @@ fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
     for path in pins.values() {
         remove(path, note);
     }
-    for entry in fs::read_dir(version.join("maps")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(version.join("maps"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         remove(&entry.path(), note);
     }
     for directory in [&links, &version.join("maps"), &version.to_owned()] {
         match fs::remove_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                note(format!("{}: cannot remove it: {error}", directory.display()));
+                note(format!(
+                    "{}: cannot remove it: {error}",
+                    directory.display()
+                ));
             }
             _ => {}
         }

@@ -412,7 +412,15 @@ fn two_hundred_containers_are_found_fast() {
             "{CONTAINERS} containers: median {:?}, worst {:?}",
             times[2], times[4]
         );
-        assert!(times[2] < Duration::from_millis(300), "{times:?}");
+        // QEMU without hardware support is twenty times slower: no measure of anything.
+        if fs::read_to_string("/proc/cpuinfo")
+            .unwrap()
+            .contains("QEMU TCG")
+        {
+            eprintln!("skipped: the time limit, on an emulated processor");
+        } else {
+            assert!(times[2] < Duration::from_millis(300), "{times:?}");
+        }
     });
 }
 
@@ -546,13 +554,12 @@ fn this_kernels_features_agree_with_its_version() {
         None,
         "root on a supported kernel"
     );
-    // A probe that always answers the same fails on one side of its version.
     let at_least = |major, minor| features.version >= KernelVersion { major, minor };
     assert_eq!(features.tcx, at_least(6, 6));
-    assert_eq!(features.fib_skip_neigh, at_least(6, 3));
-    assert_eq!(features.fib_source, at_least(6, 7));
     assert_eq!(features.fib_mark, at_least(6, 10));
-    // Stable kernels got it too: only one direction is sure.
+    // Stable kernels got these too (Debian's 6.1 has all three): only one direction is sure.
+    assert!(features.fib_skip_neigh || !at_least(6, 3));
+    assert!(features.fib_source || !at_least(6, 7));
     assert!(features.csum_ipv6 || !at_least(6, 16));
     assert!(ram_bytes().unwrap() > 64 << 20);
     assert_eq!(boot_id().unwrap().len(), 36);

@@ -14,6 +14,8 @@ pub mod demo;
 #[cfg(feature = "cli")]
 pub mod exit;
 #[cfg(feature = "cli")]
+pub mod kernel_vm;
+#[cfg(feature = "cli")]
 pub mod process;
 #[cfg(feature = "cli")]
 pub mod setup;
@@ -23,6 +25,10 @@ pub mod system;
 #[cfg(feature = "cli")]
 pub mod test;
 pub mod toolchain;
+#[cfg(feature = "cli")]
+pub mod verifier;
+#[cfg(feature = "cli")]
+pub mod vm;
 
 use std::env;
 use std::path::{Path, PathBuf};

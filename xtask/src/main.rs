@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, exit, setup, test};
+use xtask::{bench, demo, exit, setup, test, verifier, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about)]
@@ -24,6 +24,10 @@ enum Verb {
     },
     /// Check format, lints, documentation, and run every test.
     Test(test::Args),
+    /// Ask the verifiers of several kernels about every BPF program, and compare with ceilings.
+    Verifier(verifier::Args),
+    /// Run a verb of netd in a virtual machine with another kernel.
+    Vm(vm::Args),
     /// Build netd and measure it; arguments are passed to `netd-bench`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Demo { args } => demo::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Verifier(args) => verifier::run(&args),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Bench { args } => bench::run(&args),
     };
     result.unwrap_or_else(|error| {

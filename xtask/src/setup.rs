@@ -7,10 +7,9 @@
 pub mod apt;
 pub mod plan;
 
-use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::system::Machine;
 use crate::toolchain::{Inventory, Toolchain};
@@ -69,7 +68,10 @@ fn bring_about(needs: &[Need]) -> anyhow::Result<Outcome> {
     }
     if plan.may_install {
         // A fresh machine knows no package yet, and the plan depends on what there is.
-        execute(&plan::Run::new("apt-get", ["update", "--quiet=2"]))?;
+        // One source that does not answer is no reason to stop: others may have the packages.
+        if let Err(error) = execute(&plan::Run::new("apt-get", ["update", "--quiet=2"])) {
+            eprintln!("warning: {error}");
+        }
         plan = Plan::make(&Machine, &tools, needs);
     }
     // Twice, because the LLVM that a linker needs is only certain once its compiler is there.
@@ -97,6 +99,8 @@ fn bring_about(needs: &[Need]) -> anyhow::Result<Outcome> {
     Ok(Outcome::Ready(plan))
 }
 
+/// # Errors
+/// [`exit::Cannot`]: what a verb needs cannot be brought here.
 fn execute(run: &plan::Run) -> anyhow::Result<()> {
     eprintln!("running  {run}");
     let mut command = Command::new(&run.program);
@@ -105,13 +109,16 @@ fn execute(run: &plan::Run) -> anyhow::Result<()> {
     let status = command
         .args(&run.args)
         .envs(run.env.iter().map(|(name, value)| (name, value)))
-        .current_dir(Path::new("/"))
-        .status()
-        .with_context(|| format!("cannot start {}", run.program))?;
-    if !status.success() {
-        bail!(
-            "`{run}` failed ({status}): see its messages above, then run `cargo xtask setup` again"
-        );
-    }
-    Ok(())
+        // Away from the workspace, whose .cargo/config.toml is not meant for other programs.
+        .current_dir("/")
+        .status();
+    let how = match status {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => status.to_string(),
+        Err(e) => e.to_string(),
+    };
+    Err(exit::Cannot(format!(
+        "`{run}` failed ({how}): see its messages above, then run `cargo xtask setup` again"
+    ))
+    .into())
 }

@@ -96,7 +96,11 @@ fn on_host(global: &Global, config: &Config) -> anyhow::Result<Report> {
     let features = host::kernel_features()?;
     let mut text = format!("kernel {}\n", features.release);
     for missing in &features.missing {
-        let kind = if missing.required { "missing" } else { "fallback" };
+        let kind = if missing.required {
+            "missing"
+        } else {
+            "fallback"
+        };
         text.push_str(&format!(
             "{kind}: {} (Linux {} brings it): {}\n",
             missing.what, missing.since, missing.hint

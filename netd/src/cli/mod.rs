@@ -12,6 +12,7 @@ mod run;
 pub mod shell;
 pub mod status;
 mod unload;
+mod verifier_stats;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -109,6 +110,13 @@ enum Verb {
     Reload(reload::Args),
     /// Remove everything that netd put into the kernel.
     Unload(unload::Args),
+    /// What this kernel's verifier says about every program.
+    #[command(hide = true)]
+    VerifierStats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a shell's completion script.
     Completions(shell::CompletionsArgs),
     /// Write the man pages into a directory.
@@ -142,6 +150,7 @@ pub fn main() -> ExitCode {
         Verb::Drops(args) => drops::run(global, args),
         Verb::Reload(args) => reload::run(global, args),
         Verb::Unload(args) => unload::run(global, args),
+        Verb::VerifierStats { json } => verifier_stats::run(*json),
         Verb::Completions(args) => shell::completions(Cli::command(), args),
         Verb::Man(args) => shell::man(&Cli::command(), args),
     };

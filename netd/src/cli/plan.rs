@@ -51,7 +51,12 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
             eprintln!("warning: {warning}");
         }
     }
-    Ok(if args.exit_code && !steps.is_empty() { Exit::No } else { Exit::Done }.into())
+    Ok(if args.exit_code && !steps.is_empty() {
+        Exit::No
+    } else {
+        Exit::Done
+    }
+    .into())
 }
 
 /// One line per step.

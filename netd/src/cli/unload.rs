@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{Exit, Global, print_json};
 use crate::config::Limits;
-use crate::daemon::control::{self, AskError, Command};
 use crate::daemon::Lock;
+use crate::daemon::control::{self, AskError, Command};
 use crate::dataplane::{Actual, AttachMode, Pinned, sizes};
 use crate::host::HostReader;
 use crate::run_state::{RunFiles, RunState};
@@ -30,7 +30,12 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let pin_dir = global.pin_dir();
     let files = RunFiles::of(&pin_dir);
     if !is_loaded(&pin_dir) && !files.state.exists() {
-        report(args, true, &format!("nothing of netd is pinned in {}", pin_dir.display()), &[]);
+        report(
+            args,
+            true,
+            &format!("nothing of netd is pinned in {}", pin_dir.display()),
+            &[],
+        );
         return Ok(Exit::Done.into());
     }
     let facts = HostReader::open()?.read(|_| false)?;

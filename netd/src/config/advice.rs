@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use super::conflicts::is_routed;
 use super::diagnostic::{Finding, Findings};
-use super::model::{Family, NatPorts, Network, Protocol};
+use super::model::{Family, NatPorts, Network};
 use super::network::NetworkDraft;
 use super::publish::PublishDraft;
 use super::read::Draft;
+use super::words::Protocol;
 
 const SSH: u16 = 22;
 

@@ -7,10 +7,11 @@ use std::ops::Range;
 
 use super::address::{not_host, overlap};
 use super::diagnostic::{Finding, Findings};
-use super::model::{Family, GatewayMode, Network, Protocol};
+use super::model::{Family, Network};
 use super::network::NetworkDraft;
 use super::publish::PublishDraft;
 use super::read::Draft;
+use super::words::{GatewayMode, Protocol};
 
 /// Records every conflict between entries of the file.
 pub(super) fn find(draft: &Draft, findings: &mut Findings) {

@@ -20,13 +20,16 @@ mod read;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use diagnostic::{Diagnostic, Report, Severity};
 pub use load::{ConfigError, Loaded, MAX_FILE_SIZE};
 pub use model::{
-    Config, ContainersAccess, DEFAULT_PATH, DEFAULT_PIN_DIR, Family, GatewayMode, GatewayModes,
-    Host, HostAddresses, Limits, Log, LogFormat, LogLevel, MasqueradeTo, Mode, Nat, NatPorts,
-    Network, Protocol, Publish, ReturnPath, Spoof, Uplink, UplinkPolicy, UplinkSelection,
+    Config, DEFAULT_PATH, DEFAULT_PIN_DIR, Family, GatewayModes, Host, HostAddresses, Limits, Log,
+    MasqueradeTo, Nat, NatPorts, Network, Publish, Uplink, UplinkPolicy, UplinkSelection,
 };
 pub use names::{InterfaceName, MAX_INTERFACE_NAME, NameError, NamePattern};
 pub use ports::{PortError, PortRange};
+pub use words::{
+    ContainersAccess, GatewayMode, LogFormat, LogLevel, Mode, Protocol, ReturnPath, Spoof,
+};

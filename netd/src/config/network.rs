@@ -6,9 +6,10 @@ use std::ops::Range;
 use super::address::{address, not_unicast, subnet};
 use super::diagnostic::{Finding, Findings};
 use super::document::{Entry, Section};
-use super::model::{Family, GatewayMode, GatewayModes, MasqueradeTo, Network};
+use super::model::{Family, GatewayModes, MasqueradeTo, Network};
 use super::read::{boolean_or, interface, items, word_or_default};
 use super::schema;
+use super::words::GatewayMode;
 
 /// Longest name in bytes.
 const MAX_NAME: usize = 128;

@@ -7,10 +7,11 @@ use std::path::{Component, PathBuf};
 
 use super::diagnostic::Findings;
 use super::document::{Entry, Section};
-use super::model::{ContainersAccess, Host, Limits, Log, Nat, NatPorts, Uplink, UplinkSelection};
+use super::model::{Host, Limits, Log, Nat, NatPorts, Uplink, UplinkSelection};
 use super::network::{self, NetworkDraft};
 use super::publish::{self, PublishDraft};
 use super::schema;
+use super::words::ContainersAccess;
 use super::{InterfaceName, NamePattern, PortRange};
 
 /// The version of the file that this program reads.

@@ -117,7 +117,9 @@ pub fn ask(socket: &Path, command: Command) -> Result<Answer, AskError> {
     line.push(b'\n');
     stream.write_all(&line).map_err(failed)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(failed)?;
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .map_err(failed)?;
     serde_json::from_str(&answer).map_err(|error| failed(error.into()))
 }
 
@@ -188,7 +190,10 @@ mod tests {
     async fn a_command_gets_its_answer() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
-        assert!(matches!(ask(&socket, Command::Reload), Err(AskError::NotRunning(_))));
+        assert!(matches!(
+            ask(&socket, Command::Reload),
+            Err(AskError::NotRunning(_))
+        ));
         let mut commands = listen(&socket).unwrap();
         let path = socket.clone();
         let client = tokio::task::spawn_blocking(move || ask(&path, Command::Reload));
@@ -205,7 +210,10 @@ mod tests {
         let socket = directory.path().join("s");
         let _commands = listen(&socket).unwrap();
         let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
-        stream.write_all(b"{\"schema\":1,\"command\":\"explode\"}\n").await.unwrap();
+        stream
+            .write_all(b"{\"schema\":1,\"command\":\"explode\"}\n")
+            .await
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         let answer: Answer = serde_json::from_str(&text).unwrap();

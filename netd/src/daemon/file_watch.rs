@@ -74,7 +74,10 @@ impl FileWatch {
                     Ok(events) => {
                         ours |= events.iter().any(|event| {
                             // No name: the queue overflowed.
-                            event.name.as_ref().is_none_or(|name| self.names.contains(name))
+                            event
+                                .name
+                                .as_ref()
+                                .is_none_or(|name| self.names.contains(name))
                         });
                     }
                     Err(Errno::EAGAIN) => break,

@@ -108,7 +108,10 @@ mod tests {
         let error = Lock::take(&files, Duration::ZERO).unwrap_err();
         let pid = std::process::id().to_string();
         assert!(error.to_string().contains(&pid), "{error}");
-        assert_eq!(crate::run_state::running_pid(&files), Some(std::process::id()));
+        assert_eq!(
+            crate::run_state::running_pid(&files),
+            Some(std::process::id())
+        );
         drop(first);
         assert_eq!(crate::run_state::running_pid(&files), None);
         Lock::take(&files, Duration::ZERO).unwrap();

@@ -177,7 +177,10 @@ fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| cpus as u32)
 }
 
-#[expect(clippy::too_many_arguments, reason = "called once, from the line above")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "called once, from the line above"
+)]
 async fn serve(
     options: &Options,
     start: Start,
@@ -227,6 +230,7 @@ async fn serve(
         refusal: None,
         sync_at: None,
         bump_at: None,
+        file_at: None,
         bumped: None,
         retry: RETRY,
         sync_errors: RepeatedError::default(),
@@ -274,8 +278,10 @@ async fn serve(
                     tracing::warn!("no longer watching the file: {error}");
                     file_watch = None;
                 }
-                daemon.file_changed(&mut watch);
+                // Half-written files are common; the end of writing is one more event.
+                daemon.file_at = Some(Instant::now() + COALESCE);
             }
+            () = until(daemon.file_at) => daemon.file_changed(&mut watch),
             _ = hangup.recv() => drop(daemon.reload(&mut watch)),
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -303,12 +309,7 @@ async fn until(at: Option<Instant>) {
 
 async fn file_changed(watch: &mut Option<FileWatch>) -> std::io::Result<()> {
     match watch {
-        Some(watch) => {
-            watch.changed().await?;
-            // Half-written files are common; the end of writing is one more event.
-            tokio::time::sleep(COALESCE).await;
-            Ok(())
-        }
+        Some(watch) => watch.changed().await,
         None => pending().await,
     }
 }
@@ -377,6 +378,8 @@ struct Daemon<'a> {
     refusal: Option<String>,
     sync_at: Option<Instant>,
     bump_at: Option<Instant>,
+    /// The file may have changed; it is read then.
+    file_at: Option<Instant>,
     bumped: Option<Instant>,
     retry: Duration,
     sync_errors: RepeatedError,
@@ -463,6 +466,7 @@ impl Daemon<'_> {
     }
 
     fn file_changed(&mut self, watch: &mut HostWatch) {
+        self.file_at = None;
         // Removed for a moment, or touched: nothing to do until there is another text.
         match std::fs::read_to_string(&self.options.config) {
             Ok(text) if text != self.text => drop(self.reload(watch)),

@@ -21,7 +21,11 @@ fn handle() -> TcHandle {
 }
 
 fn direction(hook: Hook) -> TcAttachType {
-    if hook.is_egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
+    if hook.is_egress() {
+        TcAttachType::Egress
+    } else {
+        TcAttachType::Ingress
+    }
 }
 
 /// netd's filter among those of an interface.
@@ -50,7 +54,9 @@ pub(super) fn attach(
     if own(&filters, attachment.hook).is_some() {
         let link = SchedClassifierLink::attached(interface, direction, PRIORITY, handle(), None)
             .map_err(|error| failed(&error))?;
-        let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
+        let id = program
+            .attach_to_link(link)
+            .map_err(|error| failed(&error))?;
         let link = program.take_link(id).map_err(|error| failed(&error))?;
         // Dropping it would detach: the filter is to outlive the daemon.
         std::mem::forget(link);
@@ -61,7 +67,11 @@ pub(super) fn attach(
         Err(error) if error.to_string().contains("exists") || is_exists(&error) => false,
         Err(error) => return Err(failed(&error)),
     };
-    let options = NlOptions { priority: PRIORITY, handle: handle(), classid: None };
+    let options = NlOptions {
+        priority: PRIORITY,
+        handle: handle(),
+        classid: None,
+    };
     let id = program
         .attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
         .map_err(|error| failed(&error))?;

@@ -14,7 +14,7 @@ use netd_common::abi::{self, Flow, Tuple};
 use netd_common::wire::Wire;
 
 use super::maps::{FlowTable, Maps};
-use super::shape::{check, is_sized_by_memory, shapes};
+use super::shape::{ShapeError, check, is_sized_by_memory, shapes};
 use super::sys::tcx_links;
 use super::{
     Actual, AttachMode, Attached, Attachment, Dataplane, DataplaneError, Hook, Row, RowKey, Sizes,
@@ -107,7 +107,8 @@ impl Pinned {
     /// Opens what is pinned; `None` when there is nothing.
     ///
     /// # Errors
-    /// [`DataplaneError::Shape`] when a map is not what this version would make.
+    /// [`DataplaneError::Shape`] when a map is not what this version would make, or only some of
+    /// them are there.
     pub fn open(
         pin_dir: &Path,
         sizes: &Sizes,
@@ -116,10 +117,21 @@ impl Pinned {
     ) -> Result<Option<Self>, DataplaneError> {
         let root = root(pin_dir);
         let maps = root.join("maps");
+        let mut missing = None;
+        let mut found = false;
         for shape in shapes(sizes) {
-            if check(&maps, &shape)?.is_none() {
-                return Ok(None);
+            match check(&maps, &shape)? {
+                Some(_) => found = true,
+                None => missing = Some(shape.name),
             }
+        }
+        match missing {
+            Some(_) if !found => return Ok(None),
+            Some(name) => {
+                let path = maps.join(name);
+                return Err(ShapeError::Missing { path }.into());
+            }
+            None => {}
         }
         Ok(Some(Self {
             maps: Maps::open(&maps)?,
@@ -172,7 +184,8 @@ impl Pinned {
         };
         for entry in entries {
             let entry = entry.map_err(pin_error(&directory, "list it"))?;
-            if let Some(attachment) = Attachment::from_pin_name(&entry.file_name().to_string_lossy())
+            if let Some(attachment) =
+                Attachment::from_pin_name(&entry.file_name().to_string_lossy())
             {
                 let state = link_state(&entry.path(), attachment, &is_current)?;
                 found.insert(attachment, state);
@@ -397,7 +410,9 @@ impl Kernel {
                 let link = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
                 let link = SchedClassifierLink::try_from(FdLink::from(link))
                     .map_err(|error| failed(&error))?;
-                let id = program.attach_to_link(link).map_err(|error| failed(&error))?;
+                let id = program
+                    .attach_to_link(link)
+                    .map_err(|error| failed(&error))?;
                 // Closes the descriptor; the pin keeps the link.
                 drop(program.take_link(id).map_err(|error| failed(&error))?);
                 return Ok(());
@@ -420,7 +435,9 @@ impl Kernel {
         let at_interface = tcx_links(attachment.ifindex, attachment.hook.is_egress())
             .map_err(|error| failed(&error))?;
         if !at_interface.contains(&own) {
-            return Err(failed(&"another interface has that name now; it is read again"));
+            return Err(failed(
+                &"another interface has that name now; it is read again",
+            ));
         }
         link.pin(&path)
             .map(drop)

@@ -14,10 +14,10 @@ use netd_common::abi::{
 };
 use netd_common::wire::Wire;
 
+use super::DataplaneError;
 use super::pod::Pod;
 use super::sys::for_each_entry;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
-use super::DataplaneError;
 
 struct HashTable<K, V>(HashMap<MapData, Pod<K>, Pod<V>>);
 struct LpmTable<P: IsPrefix, V>(LpmTrie<MapData, Pod<P::Data>, Pod<V>>);
@@ -74,7 +74,13 @@ impl<K: Wire + Ord, V: Wire> TypedMap<Prefix<K>, V> for LpmTable<Prefix<K>, V> {
     fn rows(&self) -> Result<BTreeMap<Prefix<K>, V>, MapError> {
         let rows = self.0.iter().map(|row| {
             row.map(|(key, value)| {
-                (Prefix { bits: key.prefix_len(), data: key.data().0 }, value.0)
+                (
+                    Prefix {
+                        bits: key.prefix_len(),
+                        data: key.data().0,
+                    },
+                    value.0,
+                )
             })
         });
         rows.collect()
@@ -262,5 +268,8 @@ fn pinned<T, E: Into<MapError>>(
 }
 
 fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
-    DataplaneError::ReadMap { map, source: cause(error) }
+    DataplaneError::ReadMap {
+        map,
+        source: cause(error),
+    }
 }

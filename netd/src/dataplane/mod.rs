@@ -32,9 +32,7 @@ use std::path::PathBuf;
 use netd_common::abi::{self, hook};
 use thiserror::Error;
 
-pub use kernel::{
-    Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached,
-};
+pub use kernel::{Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached};
 pub use shape::{Shape, ShapeError};
 pub use sizes::{Sizes, sizes};
 pub use tables::{Prefix, Row, RowKey, Table, Tables};
@@ -251,7 +249,10 @@ mod tests {
     #[test]
     fn pin_names_round_trip() {
         for hook in Hook::ALL {
-            let attachment = Attachment { hook, ifindex: 4711 };
+            let attachment = Attachment {
+                hook,
+                ifindex: 4711,
+            };
             let name = attachment.pin_name();
             assert!(!name.contains('.'), "bpffs refuses dots");
             assert_eq!(Attachment::from_pin_name(&name), Some(attachment));

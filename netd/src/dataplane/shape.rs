@@ -40,6 +40,15 @@ pub enum ShapeError {
         /// What differs, and how.
         difference: String,
     },
+    /// Others are there, but not this one.
+    #[error(
+        "{}: this map is not there, but others are: a daemon did not live to make it, or someone \
+         removed it. `netd run` makes it", .path.display()
+    )]
+    Missing {
+        /// Its pin.
+        path: PathBuf,
+    },
     /// It could not be inspected.
     #[error("{}: cannot inspect this pinned map: {reason}. Remove the file, or choose another \
          directory with --pin-dir", .path.display())]
@@ -55,9 +64,7 @@ const NO_PREALLOC: u32 = 1;
 
 /// The shape of every map of the ABI, with these sizes.
 pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
-    use MapType::{
-        Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf,
-    };
+    use MapType::{Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf};
     fn of<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
         // A trie's key begins with the prefix length.
         let trie = kind == LpmTrie;
@@ -65,7 +72,11 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
         Shape {
             name,
             kind,
-            key: if ring { 0 } else { size_of::<K>() as u32 + if trie { 4 } else { 0 } },
+            key: if ring {
+                0
+            } else {
+                size_of::<K>() as u32 + if trie { 4 } else { 0 }
+            },
             value: if ring { 0 } else { size_of::<V>() as u32 },
             entries,
             flags: if trie { NO_PREALLOC } else { 0 },
@@ -157,7 +168,10 @@ fn difference(wanted: &Shape, found: &Shape) -> Option<String> {
     }
     number("flags", wanted.flags, found.flags);
     if wanted.kind != found.kind {
-        parts.insert(0, format!("type {:?} instead of {:?}", found.kind, wanted.kind));
+        parts.insert(
+            0,
+            format!("type {:?} instead of {:?}", found.kind, wanted.kind),
+        );
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -173,9 +187,18 @@ mod tests {
         let sizes = sizes(8 << 30, 2, &Limits::default());
         let shapes = shapes(&sizes);
         let publish = *shapes.iter().find(|s| s.name == map::PUBLISH_V4).unwrap();
-        assert_eq!((publish.key, publish.value, publish.flags), (12, 12, NO_PREALLOC));
+        assert_eq!(
+            (publish.key, publish.value, publish.flags),
+            (12, 12, NO_PREALLOC)
+        );
         assert_eq!(difference(&publish, &publish), None);
-        let other = Shape { key: 8, entries: 1, flags: 0, kind: MapType::Hash, ..publish };
+        let other = Shape {
+            key: 8,
+            entries: 1,
+            flags: 0,
+            kind: MapType::Hash,
+            ..publish
+        };
         assert_eq!(
             difference(&publish, &other).unwrap(),
             "type Hash instead of LpmTrie, key size 8 instead of 12, \
@@ -186,8 +209,20 @@ mod tests {
     #[test]
     fn a_flow_table_of_another_size_is_kept() {
         let sizes = sizes(8 << 30, 2, &Limits::default());
-        let flows = *shapes(&sizes).iter().find(|s| s.name == map::FLOWS_V4).unwrap();
-        assert_eq!(difference(&flows, &Shape { entries: 2, ..flows }), None);
+        let flows = *shapes(&sizes)
+            .iter()
+            .find(|s| s.name == map::FLOWS_V4)
+            .unwrap();
+        assert_eq!(
+            difference(
+                &flows,
+                &Shape {
+                    entries: 2,
+                    ..flows
+                }
+            ),
+            None
+        );
         assert!(difference(&flows, &Shape { value: 96, ..flows }).is_some());
     }
 }

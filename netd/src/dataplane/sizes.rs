@@ -49,9 +49,7 @@ pub fn sizes(ram: u64, cpus: u32, limits: &Limits) -> Sizes {
     // Powers of two and what lies half-way: the number of buckets is a power of two anyway.
     for half in FEWEST_FLOWS.ilog2()..=MOST_FLOWS.ilog2() {
         for flows in [1 << half, 3 << (half - 1)] {
-            if flows <= MOST_FLOWS
-                && sizes.with(flows, limits).preallocated() <= budget
-            {
+            if flows <= MOST_FLOWS && sizes.with(flows, limits).preallocated() <= budget {
                 best = best.max(flows);
             }
         }
@@ -158,7 +156,10 @@ mod tests {
         ] {
             let sizes = sizes(ram, cpus, &Limits::default());
             let bytes = sizes.preallocated();
-            assert!(bytes <= ram / 50, "{ram} bytes, {cpus} CPUs: {bytes} for {sizes:?}");
+            assert!(
+                bytes <= ram / 50,
+                "{ram} bytes, {cpus} CPUs: {bytes} for {sizes:?}"
+            );
             // At least half of the budget is used until the most flows are reached.
             assert!(
                 sizes.flows_v4 == MOST_FLOWS || bytes >= ram / 100,
@@ -173,7 +174,10 @@ mod tests {
 
     #[test]
     fn limits_are_taken_as_they_are() {
-        let limits = Limits { flows_v4: Some(100), flows_v6: None };
+        let limits = Limits {
+            flows_v4: Some(100),
+            flows_v6: None,
+        };
         let sizes = sizes(8 * GIB, 2, &limits);
         assert_eq!(sizes.entries(map::FLOWS_V4), 200);
         assert_eq!(sizes.entries(map::EMBRYOS_V4), FEWEST_EMBRYOS);

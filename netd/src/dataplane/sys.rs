@@ -21,7 +21,11 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
             size_of::<bpf_attr>(),
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn zeroed() -> bpf_attr {

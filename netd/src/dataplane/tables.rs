@@ -213,7 +213,11 @@ impl fmt::Display for RowKey {
             Self::SubnetsV4(p) => write!(f, "subnet {}/{}", ip(&p.data), p.bits),
             Self::SubnetsV6(p) => write!(f, "subnet {}/{}", ip(&p.data), p.bits),
             Self::Trusted(pair) => {
-                write!(f, "trusted interface {} of network {}", pair.ifindex, pair.network)
+                write!(
+                    f,
+                    "trusted interface {} of network {}",
+                    pair.ifindex, pair.network
+                )
             }
             Self::LocalV4(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
             Self::LocalV6(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
@@ -298,8 +302,22 @@ mod tests {
     #[test]
     fn rows_read_well() {
         let publish = Row::PublishV4(
-            Prefix { bits: 48 + 12, data: PortPrefix { proto: 6, reserved: 0, addr: [0; 4], port: 8000u16.to_be_bytes() } },
-            Backend { addr: [10, 201, 1, 2], host_first: 8000u16.to_be_bytes(), container_first: 80u16.to_be_bytes(), network: 1, flags: 0 },
+            Prefix {
+                bits: 48 + 12,
+                data: PortPrefix {
+                    proto: 6,
+                    reserved: 0,
+                    addr: [0; 4],
+                    port: 8000u16.to_be_bytes(),
+                },
+            },
+            Backend {
+                addr: [10, 201, 1, 2],
+                host_first: 8000u16.to_be_bytes(),
+                container_first: 80u16.to_be_bytes(),
+                network: 1,
+                flags: 0,
+            },
         );
         assert_eq!(
             publish.to_string(),

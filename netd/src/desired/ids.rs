@@ -51,11 +51,10 @@ impl Ids {
         let names: Vec<&str> = names.into_iter().collect();
         // An id that has just become free is avoided too: its flows may still be there.
         let taken: BTreeSet<u16> = self.0.values().copied().collect();
-        let mut free = (1..MAX_NETWORKS)
-            .filter(|id| !taken.contains(id))
-            .chain((1..MAX_NETWORKS).filter(|id| {
-                self.name(*id).is_some_and(|name| !names.contains(&name))
-            }));
+        let mut free = (1..MAX_NETWORKS).filter(|id| !taken.contains(id)).chain(
+            (1..MAX_NETWORKS)
+                .filter(|id| self.name(*id).is_some_and(|name| !names.contains(&name))),
+        );
         let mut assigned = BTreeMap::new();
         for name in &names {
             let id = match self.of(name) {
@@ -95,7 +94,9 @@ mod tests {
     #[test]
     fn the_last_id_is_used_and_then_freed_ones() {
         let names: Vec<String> = (1..MAX_NETWORKS).map(|n| format!("n{n}")).collect();
-        let all = Ids::default().assign(names.iter().map(String::as_str)).unwrap();
+        let all = Ids::default()
+            .assign(names.iter().map(String::as_str))
+            .unwrap();
         assert_eq!(all.of("n1023"), Some(1023));
         let replaced = all
             .assign(names[1..].iter().map(String::as_str).chain(["new"]))

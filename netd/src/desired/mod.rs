@@ -75,8 +75,14 @@ pub fn current_sysctls(config: &Config, facts: &HostFacts) -> BTreeMap<String, S
 fn forwarding(link: &Link) -> [(String, &'static str); 2] {
     let value = |on| if on { "1" } else { "0" };
     [
-        (format!("net/ipv4/conf/{}/forwarding", link.name), value(link.forwarding_v4)),
-        (format!("net/ipv6/conf/{}/forwarding", link.name), value(link.forwarding_v6)),
+        (
+            format!("net/ipv4/conf/{}/forwarding", link.name),
+            value(link.forwarding_v4),
+        ),
+        (
+            format!("net/ipv6/conf/{}/forwarding", link.name),
+            value(link.forwarding_v6),
+        ),
     ]
 }
 
@@ -135,7 +141,11 @@ fn configuration(config: &Config, facts: &HostFacts, out: &mut Desired) {
 }
 
 fn network_rows(config: &Config, facts: &HostFacts, managed: &Managed<'_>, out: &mut Desired) {
-    let Managed { network, id, bridge } = managed;
+    let Managed {
+        network,
+        id,
+        bridge,
+    } = managed;
     let mut row = NetworkRow {
         flags: network_flags(network),
         mode_v4: mode_number(network.mode.ipv4),
@@ -185,7 +195,10 @@ fn network_rows(config: &Config, facts: &HostFacts, managed: &Managed<'_>, out: 
     }
     out.tables.networks.insert(u32::from(*id), row);
     for subnet in &network.subnets {
-        let value = Subnet { network: *id, reserved: 0 };
+        let value = Subnet {
+            network: *id,
+            reserved: 0,
+        };
         match prefix(*subnet) {
             AnyPrefix::V4(key) => out.tables.subnets_v4.insert(key, value),
             AnyPrefix::V6(key) => out.tables.subnets_v6.insert(key, value),
@@ -193,7 +206,10 @@ fn network_rows(config: &Config, facts: &HostFacts, managed: &Managed<'_>, out: 
     }
     for name in &network.trusted_interfaces {
         if let Some(link) = facts.link_named(name.as_str()) {
-            let key = NetworkInterface { network: u32::from(*id), ifindex: link.ifindex };
+            let key = NetworkInterface {
+                network: u32::from(*id),
+                ifindex: link.ifindex,
+            };
             out.tables.trusted.insert(key, 1);
         }
     }
@@ -201,7 +217,10 @@ fn network_rows(config: &Config, facts: &HostFacts, managed: &Managed<'_>, out: 
 
 /// IPv6 is not switched off altogether: then even loopback has no address.
 fn has_ipv6(facts: &HostFacts) -> bool {
-    facts.addresses.iter().any(|address| address.network.addr().is_ipv6())
+    facts
+        .addresses
+        .iter()
+        .any(|address| address.network.addr().is_ipv6())
 }
 
 fn network_flags(network: &Network) -> u16 {
@@ -255,7 +274,10 @@ fn endpoint_rows<'a>(
             continue;
         }
         for hook in [Hook::ToEndpoint, Hook::FromEndpoint] {
-            let attachment = Attachment { hook, ifindex: link.ifindex };
+            let attachment = Attachment {
+                hook,
+                ifindex: link.ifindex,
+            };
             out.attachments.insert(attachment, link.name.clone());
         }
     }
@@ -274,7 +296,11 @@ fn endpoint_rows<'a>(
                 mac: mac.0,
                 network: managed.id,
                 mtu: u16::try_from(container.mtu).unwrap_or(u16::MAX),
-                flags: if container.netnsid.is_some() { endpoint_flag::PEER } else { 0 },
+                flags: if container.netnsid.is_some() {
+                    endpoint_flag::PEER
+                } else {
+                    0
+                },
             },
         );
         address_rows(container, managed, out, &mut containers);
@@ -314,12 +340,7 @@ fn address_rows<'a>(
     }
 }
 
-fn uplink_rows(
-    config: &Config,
-    facts: &HostFacts,
-    networks: &[Managed<'_>],
-    out: &mut Desired,
-) {
+fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out: &mut Desired) {
     for link in &facts.links {
         let loopback = link.kind == LinkKind::Loopback;
         if !loopback && (!is_l3(facts, link) || !config.host.uplinks.admits(&link.name)) {
@@ -341,8 +362,14 @@ fn uplink_rows(
             }
         };
         set(link.is_l3_only(), uplink_flag::L3);
-        set(link.rp_filter == RpFilter::Strict, uplink_flag::STRICT_RP_FILTER);
-        set(policy.return_path == ReturnPath::Symmetric, uplink_flag::SYMMETRIC);
+        set(
+            link.rp_filter == RpFilter::Strict,
+            uplink_flag::STRICT_RP_FILTER,
+        );
+        set(
+            policy.return_path == ReturnPath::Symmetric,
+            uplink_flag::SYMMETRIC,
+        );
         set(loopback, uplink_flag::LOOPBACK);
         out.tables.uplinks.insert(
             link.ifindex,
@@ -355,7 +382,10 @@ fn uplink_rows(
             },
         );
         if !loopback {
-            let attachment = Attachment { hook: Hook::FromUplink, ifindex: link.ifindex };
+            let attachment = Attachment {
+                hook: Hook::FromUplink,
+                ifindex: link.ifindex,
+            };
             out.attachments.insert(attachment, link.name.clone());
         }
     }
@@ -365,17 +395,28 @@ fn uplink_rows(
 /// team, which take them first. A VRF's members are L3 interfaces.
 fn is_l3(facts: &HostFacts, link: &Link) -> bool {
     let port = link.master.is_some_and(|master| {
-        facts.link(master).is_none_or(|master| master.kind != LinkKind::Vrf)
+        facts
+            .link(master)
+            .is_none_or(|master| master.kind != LinkKind::Vrf)
     });
     // An ifb device gets copies of packets that were seen on their own interface.
     !port && link.kind != LinkKind::Ifb
 }
 
 fn local_rows(facts: &HostFacts, out: &mut Desired) {
-    let loopback = LocalAddress { kind: local_kind::UNICAST, reserved: 0 };
+    let loopback = LocalAddress {
+        kind: local_kind::UNICAST,
+        reserved: 0,
+    };
     // Even while lo is down, nothing from outside may claim these.
-    let v4 = Prefix { bits: 8, data: [127, 0, 0, 0] };
-    let v6 = Prefix { bits: 128, data: Ipv6Addr::LOCALHOST.octets() };
+    let v4 = Prefix {
+        bits: 8,
+        data: [127, 0, 0, 0],
+    };
+    let v6 = Prefix {
+        bits: 128,
+        data: Ipv6Addr::LOCALHOST.octets(),
+    };
     out.tables.local_v4.insert(v4, loopback);
     out.tables.local_v6.insert(v6, loopback);
     for local in &facts.local {
@@ -390,10 +431,18 @@ fn local_rows(facts: &HostFacts, out: &mut Desired) {
         let keep = |now: &mut LocalAddress| now.kind = now.kind.min(kind);
         match prefix(local.prefix) {
             AnyPrefix::V4(key) => {
-                out.tables.local_v4.entry(key).and_modify(keep).or_insert(new);
+                out.tables
+                    .local_v4
+                    .entry(key)
+                    .and_modify(keep)
+                    .or_insert(new);
             }
             AnyPrefix::V6(key) => {
-                out.tables.local_v6.entry(key).and_modify(keep).or_insert(new);
+                out.tables
+                    .local_v6
+                    .entry(key)
+                    .and_modify(keep)
+                    .or_insert(new);
             }
         }
     }
@@ -424,12 +473,24 @@ fn publish_rows(
             })
             && managed.network.mode.of(Family::of(other)) != GatewayMode::Isolated
         {
-            publish_one(managed, publish, other, &[Family::of(other).unspecified()], out);
+            publish_one(
+                managed,
+                publish,
+                other,
+                &[Family::of(other).unspecified()],
+                out,
+            );
         }
         explicit.push((managed, publish));
     }
     for (managed, publish) in explicit {
-        publish_one(managed, publish, publish.container, &publish.host_addresses(), out);
+        publish_one(
+            managed,
+            publish,
+            publish.container,
+            &publish.host_addresses(),
+            out,
+        );
     }
 }
 
@@ -455,18 +516,34 @@ fn publish_one(
     }
     let host_first = publish.host_ports.first().to_be_bytes();
     let container_first = publish.container_ports.first().to_be_bytes();
-    let flags = if publish.override_listener { backend_flag::OVERRIDE } else { 0 };
+    let flags = if publish.override_listener {
+        backend_flag::OVERRIDE
+    } else {
+        0
+    };
     let network = managed.id;
     for (port, bits) in ranged(publish.host_ports) {
         for host in hosts {
             let row = match (*host, container) {
                 (IpAddr::V4(host), IpAddr::V4(a)) => Row::PublishV4(
                     port_key(proto, host.octets(), port, bits),
-                    Backend { addr: a.octets(), host_first, container_first, network, flags },
+                    Backend {
+                        addr: a.octets(),
+                        host_first,
+                        container_first,
+                        network,
+                        flags,
+                    },
                 ),
                 (IpAddr::V6(host), IpAddr::V6(a)) => Row::PublishV6(
                     port_key(proto, host.octets(), port, bits),
-                    Backend { addr: a.octets(), host_first, container_first, network, flags },
+                    Backend {
+                        addr: a.octets(),
+                        host_first,
+                        container_first,
+                        network,
+                        flags,
+                    },
                 ),
                 // The file's validation refuses an address of the other family.
                 _ => continue,
@@ -488,7 +565,12 @@ fn publish_one(
 fn port_key<A>(proto: u8, addr: A, port: u16, bits: u32) -> Prefix<PortPrefix<A>> {
     Prefix {
         bits: port_prefix_base::<A>() + bits,
-        data: PortPrefix { proto, reserved: 0, addr, port: port.to_be_bytes() },
+        data: PortPrefix {
+            proto,
+            reserved: 0,
+            addr,
+            port: port.to_be_bytes(),
+        },
     }
 }
 
@@ -511,4 +593,4 @@ fn prefix(net: IpNet) -> AnyPrefix {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

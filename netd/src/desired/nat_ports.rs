@@ -72,10 +72,16 @@ pub fn reserved_list(
         match remove {
             Some(gone) if span.first <= gone.last && gone.first <= span.last => {
                 if span.first < gone.first {
-                    list.push(PortSpan { first: span.first, last: gone.first - 1 });
+                    list.push(PortSpan {
+                        first: span.first,
+                        last: gone.first - 1,
+                    });
                 }
                 if span.last > gone.last {
-                    list.push(PortSpan { first: gone.last + 1, last: span.last });
+                    list.push(PortSpan {
+                        first: gone.last + 1,
+                        last: span.last,
+                    });
                 }
             }
             _ => list.push(*span),
@@ -121,7 +127,14 @@ mod tests {
             ((1024, 2048), (16384, 65535), false),
         ] {
             let got = nat_span(NatPorts::Auto, span(local.0, local.1));
-            assert_eq!(got, NatSpan { ports: span(expected.0, expected.1), reserve }, "{local:?}");
+            assert_eq!(
+                got,
+                NatSpan {
+                    ports: span(expected.0, expected.1),
+                    reserve
+                },
+                "{local:?}"
+            );
         }
     }
 

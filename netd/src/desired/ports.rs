@@ -8,7 +8,11 @@ pub fn port_prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
     let (mut next, last) = (u32::from(first), u32::from(last));
     while next <= last {
         // The largest aligned block that starts here and does not go beyond the end.
-        let aligned = if next == 0 { 16 } else { next.trailing_zeros().min(16) };
+        let aligned = if next == 0 {
+            16
+        } else {
+            next.trailing_zeros().min(16)
+        };
         let fits = (last - next + 1).ilog2();
         let free = aligned.min(fits);
         prefixes.push((next as u16, 16 - free));
@@ -47,7 +51,10 @@ mod tests {
     fn known_ranges() {
         assert_eq!(port_prefixes(80, 80), [(80, 16)]);
         assert_eq!(port_prefixes(0, 65535), [(0, 0)]);
-        assert_eq!(port_prefixes(8000, 8099), [(8000, 10), (8064, 11), (8096, 14)]);
+        assert_eq!(
+            port_prefixes(8000, 8099),
+            [(8000, 10), (8064, 11), (8096, 14)]
+        );
         assert_eq!(port_prefixes(1, 65534).len(), 30);
         assert_eq!(port_prefixes(65535, 65535), [(65535, 16)]);
         assert!(port_prefixes(2, 1).is_empty());

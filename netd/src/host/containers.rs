@@ -14,7 +14,8 @@ use ipnet::IpNet;
 
 use super::HostError;
 use super::facts::*;
-use super::links::{read_foreign_addresses, read_foreign_link};
+use super::interfaces::{read_foreign_addresses, read_foreign_link};
+use super::link::*;
 use super::netlink::{Attributes, Netlink, ifindex_of, ip_of, push_attribute, u16_at, u32_at};
 
 /// Length of `struct ndmsg`.

@@ -108,7 +108,9 @@ pub(crate) fn delete_clsact(ifindex: u32) -> Result<(), HostError> {
     let mut route = open(libc::NETLINK_ROUTE, "rtnetlink")?;
     let mut request = tcmsg(ifindex, TC_H_CLSACT & 0xffff_0000, TC_H_CLSACT);
     push_attribute(&mut request, TCA_KIND, b"clsact\0");
-    let done = route.get("the clsact qdisc", libc::RTM_DELQDISC, &request, |_| None::<()>);
+    let done = route.get("the clsact qdisc", libc::RTM_DELQDISC, &request, |_| {
+        None::<()>
+    });
     match done {
         Err(HostError::Netlink { source, .. })
             if matches!(

@@ -47,7 +47,8 @@ pub struct KernelFeatures {
 pub struct MissingFeature {
     /// What it is.
     pub what: String,
-    /// The first kernel that has it.
+    /// The first kernel that has it. Stable kernels of older lines can have it too: Debian's 6.1
+    /// knows the source lookup of 6.7.
     pub since: KernelVersion,
     /// What netd does instead, or what to do about it.
     pub hint: String,

@@ -58,8 +58,9 @@ const REQUEST: usize = 8 + 48;
 /// `struct inet_diag_msg`.
 const ANSWER: usize = 72;
 
-/// Every listener of the calling thread's network namespace, sorted. Protocols that the kernel
-/// cannot list (SCTP without its module) have none.
+/// Every listener of the calling thread's network namespace, sorted. Fails where the kernel cannot
+/// list TCP or UDP (their modules are tcp_diag and udp_diag): none would be the wrong answer. A
+/// kernel that cannot list SCTP has none of it.
 pub fn local_listeners() -> Result<Vec<LocalListener>, HostError> {
     let mut diag = open(libc::NETLINK_SOCK_DIAG, "sock_diag")?;
     let mut all = Vec::new();
@@ -73,16 +74,17 @@ pub fn local_listeners() -> Result<Vec<LocalListener>, HostError> {
             request[0] = family.number();
             request[1] = number as u8;
             request[4..8].copy_from_slice(&(1u32 << state).to_ne_bytes());
-            let what = "the host's listeners";
+            let what = "the host's listeners (modules tcp_diag, udp_diag)";
             let found = diag.dump(what, SOCK_DIAG_BY_FAMILY, &request, |found, body| {
                 found.extend(decode(protocol, body));
             });
             match found {
                 Err(HostError::Netlink { source, .. })
-                    if matches!(
-                        source.raw_os_error(),
-                        Some(libc::ENOENT | libc::EPROTONOSUPPORT)
-                    ) => {}
+                    if protocol == ListenerProtocol::Sctp
+                        && matches!(
+                            source.raw_os_error(),
+                            Some(libc::ENOENT | libc::EPROTONOSUPPORT)
+                        ) => {}
                 found => all.extend(found?),
             }
         }

@@ -7,9 +7,10 @@
 mod containers;
 mod facts;
 pub(crate) mod filters;
+mod interfaces;
 mod ipsec;
 mod kernel;
-mod links;
+mod link;
 mod listeners;
 mod machine;
 pub(crate) mod netlink;
@@ -28,6 +29,7 @@ pub use facts::*;
 pub use kernel::{
     BPFFS_PATH, Bpffs, KernelFeatures, KernelVersion, MissingFeature, ensure_bpffs, kernel_features,
 };
+pub use link::*;
 pub use listeners::{ListenerProtocol, LocalListener, local_listeners};
 pub use machine::{KernelClock, boot_id, boottime_nanoseconds, monotonic_nanoseconds, ram_bytes};
 pub use sysctl::{Restored, SysctlChange, read_sysctl, set_bridge_forwarding, set_sysctl};
@@ -50,9 +52,9 @@ impl HostReader {
     /// is true.
     pub fn read(&mut self, managed: impl Fn(&Link) -> bool) -> Result<HostFacts, HostError> {
         let route = &mut self.route;
-        let mut links = links::read_links(route)?;
-        let mut addresses = links::read_addresses(route)?;
-        links::fill_primary_addresses(&mut links, &addresses);
+        let mut links = interfaces::read_links(route)?;
+        let mut addresses = interfaces::read_addresses(route)?;
+        interfaces::fill_primary_addresses(&mut links, &addresses);
         addresses.sort();
         let settings = sysctl::read_settings(route, &mut links)?;
         let vrfs: BTreeSet<u32> = links

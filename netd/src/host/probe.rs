@@ -219,3 +219,19 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_no_kernel_knows_is_unknown() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        assert!(!fib_lookup_knows(1 << 30).unwrap());
+        // DIRECT, of 4.18.
+        assert!(fib_lookup_knows(1 << 0).unwrap());
+    }
+}

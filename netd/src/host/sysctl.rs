@@ -8,6 +8,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use super::facts::*;
+use super::link::*;
 use super::netlink::{Attributes, Netlink, i32_at, u32_at};
 use super::{HostError, IpFamily};
 

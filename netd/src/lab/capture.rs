@@ -235,7 +235,7 @@ impl LeakGuard {
         })
     }
 
-    /// How many frames went by: a guard that saw none proves nothing.
+    /// How many frames went by so far; those of the last moment may not be counted yet.
     pub fn seen(&self) -> u64 {
         self.capture.seen()
     }
@@ -245,8 +245,9 @@ impl LeakGuard {
         self.capture.frames()
     }
 
-    /// Ends the watch; the error lists the packets that leaked, or says that the guard was blind for a while.
-    pub fn finish(mut self) -> std::result::Result<(), String> {
+    /// Ends the watch and says how many frames went by: a guard that saw none proves nothing. The error lists the
+    /// packets that leaked, or says that the guard was blind for a while.
+    pub fn finish(mut self) -> std::result::Result<u64, String> {
         self.capture.join();
         let place = self.capture.place();
         let frames = self.capture.frames();
@@ -265,21 +266,19 @@ impl LeakGuard {
             ));
         }
         match self.capture.dropped() {
-            0 => Ok(()),
+            0 => Ok(self.capture.seen()),
             count => Err(format!(
                 "the leak guard on {place} missed {count} frames: its queue was full"
             )),
         }
     }
 
-    /// Ends the watch.
+    /// Ends the watch and says how many frames went by.
     ///
     /// # Panics
     /// With the list of [`LeakGuard::finish`].
-    pub fn assert_clean(self) {
-        if let Err(list) = self.finish() {
-            panic!("{list}");
-        }
+    pub fn assert_clean(self) -> u64 {
+        self.finish().unwrap_or_else(|list| panic!("{list}"))
     }
 }
 

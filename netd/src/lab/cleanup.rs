@@ -206,7 +206,7 @@ fn remove_everything() {
 }
 
 /// Pid and start time in a name that [`unique_name`] made.
-fn creator(name: &str) -> Option<(u32, u64)> {
+pub(super) fn creator(name: &str) -> Option<(u32, u64)> {
     let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '-');
     let pid = parts.next()?.parse().ok()?;
     let started = parts.next()?.parse().ok()?;
@@ -215,7 +215,7 @@ fn creator(name: &str) -> Option<(u32, u64)> {
 }
 
 /// When the process started, in clock ticks after boot: field 22 of /proc/PID/stat (proc_pid_stat(5)).
-fn start_time(pid: u32) -> Option<u64> {
+pub(super) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may itself hold spaces and parentheses.
     let after_name = &stat[stat.rfind(')')? + 1..];

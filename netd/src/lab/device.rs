@@ -1,12 +1,12 @@
 //! Network devices of a namespace: veth pairs, bridges, tunnels, and their state.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, Inet6IfaceFlags, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkLayerType, LinkMessage, MacVlanMode, State, VlanProtocol,
+    LinkFlags, LinkLayerType, LinkMessage, MacVlanMode, State, VlanProtocol,
 };
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
@@ -119,6 +119,8 @@ pub struct DeviceInfo {
     /// Whether the device has a carrier and the kernel has taken note of it, for IPv6 too: until then neighbour
     /// solicitations are not answered, and a first packet waits a second.
     pub ready: bool,
+    /// Whether the device resolves neighbours: lo and TUN devices do not.
+    pub neighbours: bool,
 }
 
 impl Namespace {
@@ -254,14 +256,18 @@ impl Namespace {
         )
     }
 
-    /// Makes a point-to-point VXLAN device.
+    /// Makes a point-to-point VXLAN device, with an MTU for an outer one of 1500.
     pub fn add_vxlan(&self, vxlan: &Vxlan<'_>) -> Result<()> {
         let message = LinkVxlan::new(vxlan.name, vxlan.vni)
             .port(vxlan.port)
             .udp_csum(vxlan.udp_checksum);
         let message = match (vxlan.local, vxlan.remote) {
-            (IpAddr::V4(local), IpAddr::V4(remote)) => message.local(local).remote(remote),
-            (IpAddr::V6(local), IpAddr::V6(remote)) => message.local6(local).remote6(remote),
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                message.local(local).remote(remote).mtu(1450)
+            }
+            (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                message.local6(local).remote6(remote).mtu(1430)
+            }
             (local, remote) => {
                 return Err(LabError::Invalid(format!(
                     "VXLAN {}: {local} and {remote} differ in family",
@@ -311,6 +317,10 @@ impl Namespace {
                 LinkLayerType::Ether | LinkLayerType::Loopback
             ),
             ready: true,
+            neighbours: !link
+                .header
+                .flags
+                .intersects(LinkFlags::Noarp | LinkFlags::Loopback),
         };
         let mut port = false;
         let mut ipv6_ready = true;
@@ -343,19 +353,54 @@ impl Namespace {
         Ok(info)
     }
 
-    /// Waits until the device, which must be up with its peer, is [`DeviceInfo::ready`].
+    /// Waits until the device, which must be up with its peer, is [`DeviceInfo::ready`] and answers neighbour
+    /// solicitations for every address it has.
     pub fn wait_ready(&self, device: &str) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.device(device)?.ready {
+        loop {
+            let DeviceInfo {
+                ready, neighbours, ..
+            } = self.device(device)?;
+            if ready && (!neighbours || self.unanswered_solicitations(device)?.is_none()) {
+                return Ok(());
+            }
             if Instant::now() >= deadline {
+                let why = match self.unanswered_solicitations(device)? {
+                    Some(address) if ready => format!("has not joined the group of {address}"),
+                    _ => "has no carrier (is its peer up?)".to_owned(),
+                };
                 return Err(LabError::Invalid(format!(
-                    "{device} in {} has no carrier after 5 s: is its peer up?",
+                    "{device} in {} {why} after 5 s",
                     self.role()
                 )));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
+    }
+
+    /// An IPv6 address whose solicited-node group (RFC 4291 section 2.7.1) the device has not joined yet. The kernel
+    /// joins in a work queue after the address was added, and ignores neighbour solicitations until then.
+    fn unanswered_solicitations(&self, device: &str) -> Result<Option<Ipv6Addr>> {
+        let read = |file: &str| {
+            let path = format!("/proc/thread-self/net/{file}");
+            std::fs::read_to_string(&path).map_err(|e| (path, e))
+        };
+        let tables = self.run(|| Ok((read("if_inet6")?, read("igmp6")?)));
+        let (addresses, groups) = match tables {
+            Ok(tables) => tables,
+            Err((_, e)) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err((path, e)) => {
+                return Err(LabError::io(format!("read {path} in {}", self.role()), e));
+            }
+        };
+        let joined = table_addresses(&groups, 1, 2, device);
+        Ok(table_addresses(&addresses, 5, 0, device)
+            .into_iter()
+            .find(|address| {
+                let [.., a, b, c] = address.octets();
+                let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+                !joined.contains(&group)
+            }))
     }
 
     /// The Ethernet address of a device.
@@ -379,6 +424,18 @@ impl Namespace {
             handle.link().change(message).execute().await
         })
     }
+}
+
+/// The hexadecimal addresses in column `address` of the lines of a /proc/net table that name `device`.
+fn table_addresses(table: &str, name: usize, address: usize, device: &str) -> Vec<Ipv6Addr> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            (*words.get(name)? == device).then_some(())?;
+            Some(u128::from_str_radix(words.get(address)?, 16).ok()?.into())
+        })
+        .collect()
 }
 
 fn add_link(namespace: &Namespace, doing: String, message: LinkMessage) -> Result<()> {

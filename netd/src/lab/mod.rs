@@ -4,35 +4,53 @@
 //! rule sets go through the host's own iptables and nft. All calls block; none needs an async runtime, and all may be
 //! used from inside one.
 
+mod bpf_objects;
 mod capture;
 mod cleanup;
 mod decode;
 mod device;
 mod error;
+mod firewall;
 pub mod frame;
+mod host;
+mod leftovers;
 mod namespace;
+mod offload;
 mod outcome;
 mod packet_socket;
+mod ping;
 mod probe;
 mod process;
 mod routing;
 mod server;
+mod transfer;
+mod tun;
 
 pub use capture::{Capture, Captured, FrameInfo, LeakGuard, inject};
 pub use cleanup::{InterruptHook, on_interrupt, sweep_stale};
 pub use decode::{Decoded, display_mac};
 pub use device::{DeviceInfo, Mac, VethEnd, Vxlan, add_veth};
 pub use error::{LabError, Result};
+pub use firewall::{Count, Counters, IptablesBackend, Movement, RuleSet, find_program};
 pub use frame::{Frame, Tcp};
+pub use host::{
+    CLIENT, CLIENT_EXTRA, CONTAINERS, Container, DATAGRAM, HOST, HOST_EXTRA, HOST_SERVICE, Network,
+    StandardHost, StandardHostOptions, WEB,
+};
 pub use ipnet::IpNet;
+pub use leftovers::{Leftovers, Scope};
 pub use namespace::{NETNS_DIR, Namespace};
+pub use offload::Offload;
 pub use outcome::{Answer, Expect, Outcome};
+pub use ping::ping;
 pub use probe::{Connection, ProbeOptions, tcp_probe, udp_probe};
 pub use process::Process;
 pub use routing::{Route, Rule};
 pub use rtnetlink::packet_route::route::RouteType;
 pub use rtnetlink::packet_route::rule::RuleAction;
 pub use server::{Listen, MAX_ECHO, Noise, Report, Server};
+pub use transfer::{Direction, StreamReport, Transfer, UdpStream, bulk_transfer};
+pub use tun::{Tun, TunKind};
 
 /// Parses an address with its prefix length, such as `10.200.0.2/24`.
 ///

@@ -55,7 +55,8 @@ impl Namespace {
     /// Creates a namespace named `nd-<pid>-<start time>-<random>-<role>` with `lo` up.
     ///
     /// Sysctls that a new namespace copies from the machine are set to the kernel's defaults (no forwarding, no
-    /// rp_filter, no DAD delay), so that a lab is the same on every host.
+    /// rp_filter, no DAD delay, no br_netfilter, no IGMP reports
+    /// of link-local groups), so that a lab is the same on every host.
     pub fn create(role: &str) -> Result<Self> {
         if role.is_empty() || !role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
             return Err(LabError::Invalid(format!(
@@ -199,6 +200,17 @@ impl Namespace {
         })
     }
 
+    /// Whether bridged frames pass iptables; says whether the kernel has the switch.
+    pub fn set_bridge_netfilter(&self, on: bool) -> Result<bool> {
+        if !Path::new("/proc/sys/net/bridge").exists() {
+            return Ok(false);
+        }
+        for family in ["iptables", "ip6tables", "arptables"] {
+            self.set_sysctl(&format!("net/bridge/bridge-nf-call-{family}"), u8::from(on))?;
+        }
+        Ok(true)
+    }
+
     /// Reads a sysctl of the namespace, by its path below /proc/sys.
     pub fn sysctl(&self, key: &str) -> Result<String> {
         let path = Path::new("/proc/sys").join(key);
@@ -254,6 +266,8 @@ impl Namespace {
             ("conf/default/route_localnet", "0"),
             ("conf/all/accept_local", "0"),
             ("conf/default/accept_local", "0"),
+            // Bridges join 224.0.0.106 and report it when they please, which moves packet counters.
+            ("igmp_link_local_mcast_reports", "0"),
         ];
         // Duplicate address detection would keep every link-local address unusable for a second.
         let v6 = [
@@ -269,6 +283,7 @@ impl Namespace {
                 self.set_sysctl(&format!("net/ipv6/{key}"), value)?;
             }
         }
+        self.set_bridge_netfilter(false)?;
         Ok(())
     }
 }

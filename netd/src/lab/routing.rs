@@ -252,9 +252,10 @@ impl Rule {
 }
 
 impl Namespace {
-    /// Adds an address; an IPv6 one is usable at once (no duplicate address detection).
+    /// Adds an address; an IPv6 one is usable at once on a device that is ready (no duplicate address detection).
     pub fn add_address(&self, device: &str, address: IpNet) -> Result<()> {
-        let index = self.ifindex(device)?;
+        let info = self.device(device)?;
+        let index = info.ifindex;
         self.netlink(
             format!("add {address} to {device}"),
             move |handle| async move {
@@ -270,7 +271,12 @@ impl Namespace {
                 }
                 request.execute().await
             },
-        )
+        )?;
+        if info.ready && address.addr().is_ipv6() {
+            self.wait_ready(device)
+        } else {
+            Ok(())
+        }
     }
 
     /// Deletes an address.

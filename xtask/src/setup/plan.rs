@@ -55,6 +55,14 @@ const PROGRAMS: &[Program] = &[
     Program { need: Need::KernelVm, name: "xz", debian: "xz-utils", fedora: "xz", arch: "xz", why: "unpacks the modules of those kernels" },
 ];
 
+/// The programs that belong to `need`.
+pub fn program_names(need: Need) -> impl Iterator<Item = &'static str> {
+    PROGRAMS
+        .iter()
+        .filter(move |program| program.need == need)
+        .map(|program| program.name)
+}
+
 /// Packages that start a service when they are installed, or that take over the host's firewall:
 /// they are only ever unpacked ([`apt::unpack`]).
 pub const NEVER_INSTALLED: &[&str] = &[

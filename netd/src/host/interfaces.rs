@@ -11,6 +11,7 @@ use libc::{
 
 use super::HostError;
 use super::facts::*;
+use super::link::*;
 use super::netlink::{
     Attributes, Netlink, i32_at, ifindex_of, ip_of, push_attribute, text_of, u16_at, u32_at,
 };

@@ -1,0 +1,82 @@
+//! The guard on a managed bridge in replace mode: nothing is forwarded to or from a container that
+//! netd does not know yet, whatever the stack's own rules say.
+
+use crate::{
+    drop::DropReason,
+    packet::Packet,
+    sabotage::{Check, enforced},
+    tables::Tables,
+    wire::{Address, ETH_LEN, Eth, Family, V4, V6, ethertype},
+};
+
+use super::{Meta, Verdict};
+
+/// tcx ingress of a managed bridge: what the stack would take from it. What known containers send
+/// beyond the host was redirected before it came here, so only packets for the host itself are
+/// left.
+#[inline(always)]
+pub fn bridge_guard_in<P: Packet, T: Tables<V4> + Tables<V6>>(
+    packet: &mut P,
+    tables: &T,
+    meta: &Meta,
+) -> Verdict {
+    let _ = meta;
+    judge(packet, |packet, family| match family {
+        4 => is_for_host::<V4, P, T>(packet, tables),
+        _ => is_for_host::<V6, P, T>(packet, tables),
+    })
+}
+
+/// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes;
+/// what was forwarded is left to [`super::to_endpoint`] where the container is known.
+#[inline(always)]
+pub fn bridge_guard_out<P: Packet, T: Tables<V4> + Tables<V6>>(
+    packet: &mut P,
+    tables: &T,
+    meta: &Meta,
+) -> Verdict {
+    if meta.ingress_ifindex == 0 {
+        return Verdict::PASSED;
+    }
+    judge(packet, |packet, family| match family {
+        4 => is_for_endpoint::<V4, P, T>(packet, tables),
+        _ => is_for_endpoint::<V6, P, T>(packet, tables),
+    })
+}
+
+#[inline(always)]
+fn judge<P: Packet>(packet: &mut P, allowed: impl Fn(&P, u8) -> Option<bool>) -> Verdict {
+    let Ok(eth) = packet.read::<Eth>(0) else {
+        return Verdict::drop(DropReason::Malformed);
+    };
+    let family = match eth.ethertype {
+        ethertype::IPV4 => 4,
+        ethertype::IPV6 => 6,
+        _ => return Verdict::PASSED,
+    };
+    match allowed(packet, family) {
+        _ if !enforced(Check::Guard) => Verdict::PASSED,
+        Some(true) => Verdict::PASSED,
+        Some(false) => Verdict::drop(DropReason::UnknownEndpoint).of(family, 0),
+        None => Verdict::drop(DropReason::Malformed).of(family, 0),
+    }
+}
+
+#[inline(always)]
+fn destination<F: Family>(packet: &impl Packet) -> Option<F::Addr> {
+    packet.read(ETH_LEN + F::SRC_OFFSET + F::ADDR_LEN).ok()
+}
+
+#[inline(always)]
+fn is_for_host<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Option<bool> {
+    let dst = destination::<F>(packet)?;
+    let limited_broadcast = F::VERSION == 4 && dst.padded()[..4] == [255; 4];
+    let link_scope =
+        dst.is_multicast() || limited_broadcast || F::VERSION == 6 && dst.is_link_local();
+    Some(link_scope || tables.local(&dst) != crate::abi::local_kind::NONE)
+}
+
+#[inline(always)]
+fn is_for_endpoint<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Option<bool> {
+    Some(tables.endpoint_of(&destination::<F>(packet)?).is_some())
+}

@@ -1,0 +1,285 @@
+//! A packet of a known flow that the fast path would not take: an embryo's, one that changes the
+//! TCP state, or the first after a change of configuration or routes.
+
+use crate::{
+    abi::{Config, Tuple, flow_flag},
+    conntrack::{Direction, State, datagram_next, reopens, tcp_flags_valid, tcp_next},
+    decide::{Action, Leg, egress_uplink},
+    drop::DropReason,
+    flow::{ROUTE_LIFETIME, end, promote, set_other_key},
+    packet::Packet,
+    tables::{Scratch, Slot, Tables},
+    wire::{Family, proto, tcp_flag},
+};
+
+use super::{Verdict, deliver, steps};
+
+/// Looks in both maps.
+#[inline(always)]
+pub(super) fn find<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &Tuple<F::Addr>,
+) -> Option<Slot<F::Addr>> {
+    tables.flow(key).or_else(|| tables.embryo(key))
+}
+
+/// Leaves the function with a drop. What is returned is a number from the start: LLVM would store
+/// the undefined payload of an enum's other variants, and the verifier refuses to read that.
+macro_rules! or_drop {
+    ($result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(reason) => return Verdict::drop(reason).0,
+        }
+    };
+}
+
+/// Sends a packet along the flow whose key it bears, after bringing the flow up to date. Returns
+/// what [`steps::proceed`] does.
+#[inline(always)]
+pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    config: &Config,
+    ifindex: u32,
+    scratch: &mut Scratch<F::Addr>,
+    decision: u32,
+) -> u64 {
+    let confirmed = tables.flow(&scratch.parsed.tuple);
+    let embryo = confirmed.is_none();
+    let Some(mut slot) = confirmed.or_else(|| tables.embryo(&scratch.parsed.tuple)) else {
+        return steps::OPEN;
+    };
+    let proto = scratch.parsed.tuple.proto;
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    let state = State::from_number(slot.state()).unwrap_or(State::OtherNew);
+    set_other_key(&mut scratch.reply_tuple, proto, &slot);
+    if proto == proto::TCP && !reply && reopens(state, scratch.parsed.tcp_flags) {
+        end::<F, T>(tables, scratch, &slot);
+        return steps::OPEN;
+    }
+    let Some(other) = find::<F, T>(tables, &scratch.reply_tuple) else {
+        // The LRU took the other half: what is left of the flow is of no use.
+        return ended::<F, T>(tables, scratch, &slot);
+    };
+    if other.generation() != slot.generation() {
+        return ended::<F, T>(tables, scratch, &slot);
+    }
+    if decision != steps::UNDECIDED {
+        if !or_drop!(is_same_flow::<F, T>(
+            tables, scratch, &slot, &other, decision
+        )) {
+            return ended::<F, T>(tables, scratch, &slot);
+        }
+        slot.set_epoch(config.epoch);
+    } else if slot.epoch() != config.epoch {
+        return ask::<F, T>(tables, scratch, &slot, &other);
+    }
+    let to_uplink = slot.flags() & flow_flag::TO_ENDPOINT == 0;
+    if to_uplink
+        && tables.now().wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
+        && !or_drop!(reroute::<F, T>(tables, scratch, &slot, ifindex))
+    {
+        return ask::<F, T>(tables, scratch, &slot, &other);
+    }
+    let next = advance::<F>(scratch, &slot, &other, state, reply);
+    if next != state {
+        slot.set_state(next as u8);
+        other.set_state(next as u8);
+    }
+    if embryo && next.is_confirmed() {
+        or_drop!(promote::<F, T>(tables, scratch, &slot, &other));
+        if let Some(promoted) = tables.flow(&scratch.parsed.tuple) {
+            slot = promoted;
+        }
+    }
+    or_drop!(deliver::<F, P>(
+        packet,
+        tables.now(),
+        &scratch.parsed,
+        &slot,
+        &mut scratch.hop
+    ))
+    .0
+}
+
+/// Takes the flow away. A packet of the side that opened it may open another.
+#[inline(always)]
+fn ended<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+) -> u64 {
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    end::<F, T>(tables, scratch, slot);
+    if reply {
+        Verdict::drop(DropReason::FlowEnded).0
+    } else {
+        steps::OPEN
+    }
+}
+
+/// Asks to decide about the flow again, as if it began now.
+#[inline(always)]
+fn ask<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+    other: &Slot<F::Addr>,
+) -> u64 {
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    let original = if reply { other } else { slot };
+    let opened_on = original.in_ifindex();
+    scratch.tuple = if reply {
+        scratch.reply_tuple
+    } else {
+        scratch.parsed.tuple
+    };
+    if is_uplink_side(original) {
+        return steps::ask(opened_on, 0);
+    }
+    // The container may be gone, or its address another's.
+    let network = tables.endpoint(opened_on).map_or(0, |e| e.network);
+    let owner = tables
+        .endpoint_of(&scratch.tuple.src)
+        .map_or(0, |e| e.ifindex);
+    if network == 0 || owner != opened_on {
+        return ended::<F, T>(tables, scratch, slot);
+    }
+    steps::ask(opened_on, network)
+}
+
+/// Compares a new decision with the flow, and takes over its way. `false`: it would not be the
+/// same flow.
+///
+/// # Errors
+/// The reason why it may not go on; the flow is ended unless it is a matter of routes alone.
+#[inline(always)]
+fn is_same_flow<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+    other: &Slot<F::Addr>,
+    decision: u32,
+) -> Result<bool, DropReason> {
+    match steps::decode(decision) {
+        Ok(Action::Forward) => {}
+        Ok(Action::Pass) => return Ok(false),
+        Err(reason @ (DropReason::NoRoute | DropReason::Blackhole | DropReason::Prohibited)) => {
+            return Err(reason);
+        }
+        Err(reason) => {
+            end::<F, T>(tables, scratch, slot);
+            return Err(reason);
+        }
+    }
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    let original = if reply { other } else { slot };
+    let d = &scratch.decision;
+    let source = if d.snat != 0 {
+        d.nat
+    } else {
+        scratch.tuple.src
+    };
+    if d.dst != original.dst() || d.dport != original.dport() || source != original.src() {
+        return Ok(false);
+    }
+    refresh_leg(
+        slot,
+        if reply { &d.reply } else { &d.forward },
+        tables.now(),
+    );
+    Ok(true)
+}
+
+/// The flow's state after this packet.
+#[inline(always)]
+fn advance<F: Family>(
+    scratch: &Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+    other: &Slot<F::Addr>,
+    state: State,
+    reply: bool,
+) -> State {
+    let direction = if reply {
+        Direction::Reply
+    } else {
+        Direction::Original
+    };
+    if scratch.parsed.tuple.proto != proto::TCP {
+        return datagram_next(state, direction);
+    }
+    let flags = scratch.parsed.tcp_flags;
+    if !tcp_flags_valid(flags) {
+        return state;
+    }
+    let fin_other = other.flags() & flow_flag::FIN != 0;
+    let next = tcp_next(state, direction, flags, fin_other);
+    if flags & tcp_flag::FIN != 0 {
+        slot.set_flags(slot.flags() | flow_flag::FIN);
+    }
+    next
+}
+
+#[inline(always)]
+fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
+    const LEG_FLAGS: u16 =
+        flow_flag::TO_ENDPOINT | flow_flag::HOP | flow_flag::HOP_V6 | flow_flag::SAME_BRIDGE;
+    if leg.out_ifindex == 0 {
+        slot.set_routed_at(now.wrapping_sub(ROUTE_LIFETIME + 1));
+        return;
+    }
+    slot.set_out_ifindex(leg.out_ifindex);
+    slot.set_mtu(leg.mtu);
+    slot.set_via(leg.via);
+    slot.set_in_mac(leg.in_mac);
+    slot.set_flags(slot.flags() & !LEG_FLAGS | leg.flags);
+    slot.set_routed_at(now);
+}
+
+/// Looks up the way of this direction's packets again. `false`: they would leave by another
+/// interface, under an address that may not be its own.
+///
+/// # Errors
+/// What the route says, or what is wrong with the interface it leads to.
+#[inline(always)]
+fn reroute<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+    ifindex: u32,
+) -> Result<bool, DropReason> {
+    let endpoint = tables
+        .endpoint(ifindex)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    let network = tables
+        .network(endpoint.network)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    // A reply leaves under its translated source, so that `ip rule from` finds the right uplink.
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    let src = if reply {
+        slot.src()
+    } else {
+        scratch.parsed.tuple.src
+    };
+    scratch
+        .query
+        .ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
+    tables.route()?;
+    egress_uplink::<F, T>(tables, &mut scratch.route)?;
+    let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;
+    if masqueraded && scratch.route.oif != slot.out_ifindex() {
+        return Ok(false);
+    }
+    let leg = &mut scratch.decision.reply;
+    leg.in_mac = slot.in_mac();
+    leg.lead_to_uplink(&scratch.route);
+    refresh_leg(slot, leg, tables.now());
+    Ok(true)
+}
+
+/// Was this entry made for packets that arrive on an uplink?
+#[inline(always)]
+pub(super) fn is_uplink_side<A: Copy>(slot: &Slot<A>) -> bool {
+    slot.in_mac() == [0; 6]
+}

@@ -1,0 +1,183 @@
+//! What arrives on an interface that is neither a managed bridge nor one of its ports.
+//!
+//! netd takes what is addressed to a published port or to a container, and the replies of flows
+//! that it owns. Everything else is the host's, and passes untouched.
+
+use crate::{
+    abi::{Config, local_kind},
+    decide::check_source,
+    drop::DropReason,
+    packet::Packet,
+    parse::{Kind, inner_tuple, parse},
+    sabotage::{Check, enforced},
+    tables::{Scratch, Steps, Tables},
+    wire::{ETH_LEN, Eth, Family, V4, V6, ethertype},
+};
+
+use super::{
+    Meta, Verdict, accelerates, continuing, deliver, established,
+    steps::{self, Judgement},
+};
+
+/// tcx ingress of an interface with an Ethernet header.
+#[inline(always)]
+pub fn from_uplink<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    meta: &Meta,
+) -> Verdict {
+    // A VLAN's packets arrive once more on the VLAN's own interface.
+    if meta.vlan != 0 || meta.to_host == 0 && enforced(Check::OtherHost) {
+        return Verdict::PASSED;
+    }
+    let Ok(eth) = packet.read::<Eth>(0) else {
+        return Verdict::PASSED;
+    };
+    match eth.ethertype {
+        ethertype::IPV4 => ip::<V4, P, T>(packet, tables, meta),
+        ethertype::IPV6 => ip::<V6, P, T>(packet, tables, meta),
+        _ => Verdict::PASSED,
+    }
+}
+
+#[inline(always)]
+fn ip<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, meta: &Meta) -> Verdict {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return Verdict::PASSED;
+    };
+    scratch.parsed = match parse::<F>(packet, ETH_LEN) {
+        Ok(parsed) => parsed,
+        // What netd cannot read it cannot own; the stack will refuse it by itself.
+        Err(_) => return Verdict::PASSED,
+    };
+    if let Some(slot) = established::<F, T>(
+        tables,
+        config,
+        tables.now(),
+        &scratch.parsed,
+        meta.ifindex,
+        [0; 6],
+    ) {
+        return match deliver::<F, P>(
+            packet,
+            tables.now(),
+            &scratch.parsed,
+            &slot,
+            &mut scratch.hop,
+        ) {
+            Ok(verdict) => verdict,
+            Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
+        };
+    }
+    let judgement = tables.from_uplink(packet, meta.ifindex);
+    steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement)
+}
+
+/// Everything but the fast path.
+#[inline(always)]
+pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return Verdict::PASSED.0;
+    };
+    Judgement::encode(
+        judge::<F, P, T>(packet, tables, config, ifindex, scratch),
+        F::VERSION,
+        0,
+    )
+}
+
+const PASS: Judgement = Judgement::Verdict(Verdict::PASSED);
+
+#[inline(always)]
+fn judge<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    config: &Config,
+    ifindex: u32,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Judgement, DropReason> {
+    match scratch.parsed.kind {
+        Kind::LinkControl => return Ok(PASS),
+        Kind::IcmpError => return icmp_error::<F, P, T>(packet, tables, config, scratch),
+        Kind::Fragment => return fragment::<F, T>(tables, config, scratch),
+        _ => {}
+    }
+    if let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple)
+        && continuing::is_uplink_side(&slot)
+    {
+        if slot.in_ifindex() != ifindex {
+            // The peer's way to us has changed: judged as a source new to this interface.
+            scratch.tuple = scratch.parsed.tuple;
+            let network = tables
+                .endpoint(slot.out_ifindex())
+                .and_then(|e| tables.network(e.network));
+            check_source::<F, T>(tables, scratch, ifindex, network.map_or(0, |n| n.bridge))?;
+            slot.set_in_ifindex(ifindex);
+        }
+        return Ok(Judgement::Proceed);
+    }
+    Ok(Judgement::Open)
+}
+
+/// Errors about flows of netd's are not translated yet; the host must not take them for its own.
+#[inline(always)]
+fn icmp_error<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Judgement, DropReason> {
+    let dst = &scratch.parsed.tuple.dst;
+    if tables.subnet(dst) != 0 && tables.local(dst) == local_kind::NONE {
+        return if accelerates(config) {
+            Ok(PASS)
+        } else {
+            Err(DropReason::IcmpError)
+        };
+    }
+    // The quoted packet is one that we sent; our flow knows it by its reply.
+    const QUOTED: u32 = 14 + 60 + 8 + 60 + 8;
+    if !inner_tuple::<F>(packet, scratch) {
+        let want = if packet.len() < QUOTED {
+            packet.len()
+        } else {
+            QUOTED
+        };
+        packet.pull(want);
+        if !inner_tuple::<F>(packet, scratch) {
+            return Ok(PASS);
+        }
+    }
+    if continuing::find::<F, T>(tables, &scratch.tuple).is_some() {
+        return Err(DropReason::IcmpError);
+    }
+    Ok(PASS)
+}
+
+#[inline(always)]
+fn fragment<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Judgement, DropReason> {
+    let tuple = &scratch.parsed.tuple;
+    if tables.local(&tuple.dst) != local_kind::UNICAST {
+        let ours = tables.subnet(&tuple.dst) != 0 && !accelerates(config);
+        return if ours {
+            Err(DropReason::Fragment)
+        } else {
+            Ok(PASS)
+        };
+    }
+    // A later fragment has no ports; without its first, which ends here, it leads nowhere.
+    if tables.port_published(tuple.proto, tuple.dport)
+        || continuing::find::<F, T>(tables, tuple).is_some()
+    {
+        return Err(DropReason::Fragment);
+    }
+    Ok(PASS)
+}

@@ -1,0 +1,276 @@
+//! The hooks. Each reads the frame, follows an established flow in one lookup, and leaves
+//! everything else to its slow path.
+
+mod bridge_guard;
+mod continuing;
+mod from_endpoint;
+mod from_uplink;
+pub mod steps;
+mod to_endpoint;
+
+pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
+pub use self::from_endpoint::from_endpoint;
+pub use self::from_uplink::from_uplink;
+pub use self::to_endpoint::to_endpoint;
+
+use crate::{
+    abi::{AnyTuple, Config, DropKey, config_flag, flow_flag},
+    conntrack::State,
+    drop::DropReason,
+    flow::ROUTE_LIFETIME,
+    nat::translate,
+    packet::Packet,
+    parse::Parsed,
+    tables::{Slot, Tables},
+    wire::{Address, Family, proto, tcp_flag},
+};
+
+/// What the hook knows of a packet beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Meta {
+    /// Interface of the hook.
+    pub ifindex: u32,
+    /// Interface on which the packet entered the host; 0: the host sent it.
+    pub ingress_ifindex: u32,
+    /// 1: the frame is addressed to this host's MAC (PACKET_HOST).
+    pub to_host: u8,
+    /// 1: a VLAN tag was taken off by the hardware or the stack (vlan_present).
+    pub vlan: u8,
+    /// [`crate::abi::hook`].
+    pub hook: u8,
+}
+
+/// What to do with the packet: an action, its argument, and what a drop is counted by, in one
+/// register (a BPF subprogram returns one).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Verdict(pub u64);
+
+/// A [`Verdict`], readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// To the next program or the kernel, untouched.
+    Pass,
+    /// Away.
+    Drop(DropReason),
+    /// Into the namespace of this host veth's peer.
+    Peer(u32),
+    /// Out of this interface, to the IPv4 next hop in [`Scratch::hop`].
+    Neighbour4(u32),
+    /// Out of this interface, to the IPv6 next hop in [`Scratch::hop`].
+    Neighbour6(u32),
+}
+
+const PASS: u64 = 0;
+const DROP: u64 = 1;
+const PEER: u64 = 2;
+const NEIGHBOUR4: u64 = 3;
+const NEIGHBOUR6: u64 = 4;
+/// The packet took the slow path.
+const SLOW: u64 = 1 << 39;
+
+impl Verdict {
+    /// [`Outcome::Pass`].
+    pub const PASSED: Self = Self(PASS);
+
+    #[inline(always)]
+    const fn new(action: u64, argument: u32) -> Self {
+        Self(action << 32 | argument as u64)
+    }
+
+    #[inline(always)]
+    const fn drop(reason: DropReason) -> Self {
+        Self::new(DROP, reason as u32)
+    }
+
+    /// With the family and the network that a drop is counted by.
+    #[must_use]
+    #[inline(always)]
+    const fn of(self, family: u8, network: u16) -> Self {
+        Self(self.0 | (family as u64) << 40 | (network as u64) << 48)
+    }
+
+    #[must_use]
+    #[inline(always)]
+    const fn slow(self) -> Self {
+        Self(self.0 | SLOW)
+    }
+
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour.
+    #[must_use]
+    #[inline(always)]
+    pub const fn action(self) -> u64 {
+        self.0 >> 32 & 0x7f
+    }
+
+    /// Interface or drop reason.
+    #[must_use]
+    #[inline(always)]
+    pub const fn argument(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Did the packet need a decision?
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_slow(self) -> bool {
+        self.0 & SLOW != 0
+    }
+
+    /// 4, 6, or 0 where no IP header was read.
+    #[must_use]
+    #[inline(always)]
+    pub const fn family(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
+    /// Network id, 0 where none is known.
+    #[must_use]
+    #[inline(always)]
+    pub const fn network(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// The readable form.
+    ///
+    /// # Panics
+    /// If the bits are not a verdict.
+    #[must_use]
+    pub fn outcome(self) -> Outcome {
+        let argument = self.argument();
+        match self.action() {
+            PASS => Outcome::Pass,
+            DROP => Outcome::Drop(DropReason::from_number(argument as u16).expect("a reason")),
+            PEER => Outcome::Peer(argument),
+            NEIGHBOUR4 => Outcome::Neighbour4(argument),
+            NEIGHBOUR6 => Outcome::Neighbour6(argument),
+            action => panic!("no action {action}"),
+        }
+    }
+}
+
+impl core::fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?}", self.outcome())
+    }
+}
+
+/// What a drop is counted by.
+#[must_use]
+#[inline(always)]
+pub fn drop_key(verdict: Verdict, meta: &Meta) -> DropKey {
+    DropKey {
+        reason: verdict.argument() as u16,
+        hook: meta.hook,
+        family: verdict.family(),
+        ifindex: meta.ifindex,
+        network: verdict.network(),
+        reserved: 0,
+    }
+}
+
+/// The addresses of a parsed packet, for drop counters.
+#[inline(always)]
+pub fn any_tuple<F: Family>(parsed: &Parsed<F::Addr>, out: &mut AnyTuple) {
+    out.src = parsed.tuple.src.padded();
+    out.dst = parsed.tuple.dst.padded();
+    out.sport = parsed.tuple.sport;
+    out.dport = parsed.tuple.dport;
+    out.proto = parsed.tuple.proto;
+    out.family = F::VERSION;
+}
+
+/// Does netd leave what it does not know to the Engine's own rules?
+#[inline(always)]
+fn accelerates(config: &Config) -> bool {
+    config.flags & config_flag::ACCELERATE != 0
+}
+
+/// Sends the packet along its flow.
+///
+/// # Errors
+/// [`DropReason::TooBig`], [`DropReason::TtlExpired`], [`DropReason::HelperFailed`].
+#[inline(always)]
+fn deliver<F: Family, P: Packet>(
+    packet: &mut P,
+    now: u32,
+    parsed: &Parsed<F::Addr>,
+    slot: &Slot<F::Addr>,
+    hop: &mut [u8; 16],
+) -> Result<Verdict, DropReason> {
+    if packet.len() - parsed.l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu())
+    {
+        return Err(DropReason::TooBig);
+    }
+    translate::<F>(packet, parsed, slot)?;
+    slot.set_packets(slot.packets() + 1);
+    slot.set_bytes(slot.bytes() + u64::from(packet.len()));
+    slot.set_last_seen(now);
+    let flags = slot.flags();
+    let via = slot.via();
+    if flags & flow_flag::TO_ENDPOINT != 0 {
+        let macs: [u8; 12] = [
+            via[0], via[1], via[2], via[3], via[4], via[5], via[6], via[7], via[8], via[9],
+            via[10], via[11],
+        ];
+        packet.write(0, macs)?;
+        return Ok(Verdict::new(PEER, slot.out_ifindex()));
+    }
+    *hop = via;
+    let action = if flags & flow_flag::HOP_V6 != 0 {
+        NEIGHBOUR6
+    } else {
+        NEIGHBOUR4
+    };
+    Ok(Verdict::new(action, slot.out_ifindex()))
+}
+
+/// A GSO packet is as large as its segments.
+#[inline(always)]
+fn segments_fit<A>(packet: &impl Packet, parsed: &Parsed<A>, mtu: u16) -> bool
+where
+    A: Copy,
+{
+    let size = packet.gso_size();
+    if size == 0 {
+        return false;
+    }
+    let header = if parsed.tuple.proto == proto::TCP {
+        match packet.read::<u8>(parsed.l4 + 12) {
+            Ok(offset) => u32::from(offset >> 4) * 4,
+            Err(_) => return false,
+        }
+    } else {
+        8
+    };
+    parsed.l4 - parsed.l3 + header + size <= u32::from(mtu)
+}
+
+/// The flow that an established packet belongs to, if nothing about it needs thought: it arrives
+/// where its flow's packets arrive, its decision and route are current, and it changes no state.
+#[inline(always)]
+fn established<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    now: u32,
+    parsed: &Parsed<F::Addr>,
+    ifindex: u32,
+    in_mac: [u8; 6],
+) -> Option<Slot<F::Addr>> {
+    let slot = tables.flow(&parsed.tuple)?;
+    if slot.in_ifindex() != ifindex || slot.in_mac() != in_mac || slot.epoch() != config.epoch {
+        return None;
+    }
+    if slot.flags() & flow_flag::TO_ENDPOINT == 0
+        && now.wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
+    {
+        return None;
+    }
+    if parsed.tuple.proto == proto::TCP
+        && (parsed.tcp_flags & (tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST) != 0
+            || slot.state() != State::Established as u8)
+    {
+        return None;
+    }
+    Some(slot)
+}

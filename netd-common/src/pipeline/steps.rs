@@ -1,0 +1,245 @@
+//! The slow path in steps, each with numbers for arguments and result: the bodies behind
+//! [`crate::tables::Steps`].
+
+use crate::{
+    conntrack::tcp_flags_valid,
+    decide::{self, Action, Origin},
+    drop::DropReason,
+    flow::{self, initial_state},
+    packet::Packet,
+    tables::Steps,
+    wire::{Family, proto, tcp_flag},
+};
+
+use super::{Verdict, continuing, deliver};
+
+/// No [`Verdict`] has this action: judge the packet as one without a flow.
+pub(super) const OPEN: u64 = 0x70 << 32;
+/// No [`Verdict`] has this action: the packet belongs to a flow.
+const PROCEED: u64 = 0x71 << 32;
+/// No [`Verdict`] has this action: decide about the flow in `scratch.tuple` again, which was opened
+/// on the interface in the low half, and proceed with the answer.
+const DECIDE: u64 = 0x72 << 32;
+/// The bits that tell.
+const ACTION: u64 = 0x7f << 32;
+
+/// What the first step of the slow path makes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Final.
+    Verdict(Verdict),
+    /// It bears the key of a flow and may use it.
+    Proceed,
+    /// It has none.
+    Open,
+}
+
+impl Judgement {
+    #[inline(always)]
+    pub(super) fn encode(result: Result<Self, DropReason>, family: u8, network: u16) -> u64 {
+        match result {
+            Ok(Self::Verdict(verdict)) => verdict.of(family, network).0,
+            Ok(Self::Proceed) => PROCEED | u64::from(network),
+            Ok(Self::Open) => OPEN | u64::from(network),
+            Err(reason) => Verdict::drop(reason).of(family, network).0,
+        }
+    }
+}
+
+/// The rest of the slow path. The steps stand side by side, not one inside the other: the stack of
+/// nested BPF functions adds up.
+#[inline(always)]
+pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    judgement: u64,
+) -> Verdict {
+    if judgement & ACTION != PROCEED && judgement & ACTION != OPEN {
+        return Verdict(judgement).slow();
+    }
+    let network = judgement as u16;
+    if judgement & ACTION == PROCEED {
+        let mut verdict = tables.proceed(packet, ifindex, UNDECIDED);
+        if verdict & ACTION == DECIDE {
+            let opened_on = verdict as u32;
+            let network = (verdict >> 48) as u32;
+            let decision = tables.decide(opened_on, network, AGAIN);
+            verdict = tables.proceed(packet, ifindex, decision);
+        }
+        if verdict & ACTION != OPEN {
+            return Verdict(verdict).of(F::VERSION, network).slow();
+        }
+    }
+    open::<F, P, T>(packet, tables, ifindex, network)
+        .of(F::VERSION, network)
+        .slow()
+}
+
+/// A packet without a flow: decides and, if it may go, opens a flow and sends it.
+#[inline(always)]
+fn open<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    network: u16,
+) -> Verdict {
+    match decode(tables.decide(ifindex, u32::from(network), FRESH)) {
+        Ok(Action::Forward) => {}
+        Ok(Action::Pass) => return Verdict::PASSED,
+        Err(reason) => return Verdict::drop(reason),
+    }
+    match decode(tables.create()) {
+        Ok(_) => Verdict(tables.send(packet)),
+        Err(reason) => Verdict::drop(reason),
+    }
+}
+
+/// Argument of [`decide`]: the packet in hand has no flow yet.
+pub const FRESH: u32 = 1;
+/// Argument of [`decide`]: about the flow whose opening tuple is `scratch.tuple`, again.
+pub const AGAIN: u32 = 0;
+
+/// A parsed packet of a container that the fast path did not take.
+#[inline(always)]
+pub fn from_endpoint<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    super::from_endpoint::slow::<F, P, T>(packet, tables, ifindex)
+}
+
+/// A parsed packet of an uplink that the fast path did not take.
+#[inline(always)]
+pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
+}
+
+/// A packet of a known flow. `decision` is what [`decide`] said of it, or [`UNDECIDED`]. Returns a
+/// [`Verdict`], or asks for a decision, or asks to judge the packet as one without a flow.
+#[inline(always)]
+pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    decision: u32,
+) -> u64 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    continuing::proceed::<F, P, T>(packet, tables, config, ifindex, scratch, decision)
+}
+
+/// Asks for a decision about `scratch.tuple`.
+#[inline(always)]
+pub(super) fn ask(opened_on: u32, network: u16) -> u64 {
+    DECIDE | u64::from(opened_on) | u64::from(network) << 48
+}
+
+/// Argument of [`proceed`]: nothing was decided about the flow this time.
+pub const UNDECIDED: u32 = u32::MAX;
+
+/// Sends the packet along the flow that was just created for it. Returns a [`Verdict`].
+#[inline(always)]
+pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple) else {
+        // The LRU has already taken it.
+        return Verdict::drop(DropReason::FlowTableFull).0;
+    };
+    match deliver::<F, P>(
+        packet,
+        tables.now(),
+        &scratch.parsed,
+        &slot,
+        &mut scratch.hop,
+    ) {
+        Ok(verdict) => verdict.0,
+        Err(reason) => Verdict::drop(reason).0,
+    }
+}
+
+/// [`decide::decide`] about `scratch.tuple`, or the packet in hand. Returns a code for [`decode`].
+#[inline(always)]
+pub fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin {
+        ifindex,
+        network: network as u16,
+        fresh: fresh as u8,
+    };
+    // A flow that is decided again began before: the kernel did not own it then, and does not now.
+    let mut flags = tcp_flag::SYN;
+    if fresh == FRESH {
+        scratch.tuple = scratch.parsed.tuple;
+        flags = scratch.parsed.tcp_flags;
+    }
+    match decide::decide::<F, T>(tables, config, scratch, &origin, flags) {
+        Ok(Action::Forward) if scratch.tuple.proto == proto::TCP && !may_begin(flags) => {
+            encode(DropReason::InvalidTcpFlags)
+        }
+        Ok(Action::Forward) => FORWARD,
+        Ok(Action::Pass) => PASS,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// May a flow, new or picked up, begin with this segment?
+#[inline(always)]
+const fn may_begin(flags: u8) -> bool {
+    tcp_flags_valid(flags) && flags & tcp_flag::RST == 0
+}
+
+/// [`flow::create`]. Returns a code for [`decode`]; `Forward` is success.
+#[inline(always)]
+pub fn create<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let state = initial_state::<F>(&scratch.parsed);
+    match flow::create::<F, T>(tables, config, scratch, state) {
+        Ok(()) => FORWARD,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`flow::try_source_port`]. Returns a [`flow::attempt`].
+#[inline(always)]
+pub fn try_source_port<F: Family, T: Steps<F>>(tables: &T, attempt: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return flow::attempt::FULL;
+    };
+    flow::try_source_port::<F, T>(tables, config, scratch, attempt)
+}
+
+const PASS: u32 = 0;
+const FORWARD: u32 = 1;
+const REASON: u32 = 0x100;
+
+#[inline(always)]
+const fn encode(reason: DropReason) -> u32 {
+    REASON + reason as u32
+}
+
+/// What [`decide`] and [`create`] say.
+///
+/// # Errors
+/// The reason to drop the packet.
+#[inline(always)]
+pub fn decode(code: u32) -> Result<Action, DropReason> {
+    match code {
+        PASS => Ok(Action::Pass),
+        FORWARD => Ok(Action::Forward),
+        _ => Err(DropReason::from_number(code.wrapping_sub(REASON) as u16)
+            .unwrap_or(DropReason::HelperFailed)),
+    }
+}
