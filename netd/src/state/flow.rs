@@ -377,11 +377,11 @@ pub(crate) mod tests {
 
     use super::{super::network::tests::topology, *};
 
-    const CLIENT: [u8; 4] = [198, 18, 0, 9];
-    const HOST: [u8; 4] = [198, 18, 0, 1];
-    const CONTAINER: [u8; 4] = [10, 201, 1, 2];
+    const CLIENT: V4Addr = V4Addr([198, 18, 0, 9]);
+    const HOST: V4Addr = V4Addr([198, 18, 0, 1]);
+    const CONTAINER: V4Addr = V4Addr([10, 201, 1, 2]);
 
-    fn tuple(src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16, proto: u8) -> Tuple<[u8; 4]> {
+    fn tuple(src: V4Addr, sport: u16, dst: V4Addr, dport: u16, proto: u8) -> Tuple<V4Addr> {
         Tuple {
             src,
             dst,
@@ -392,7 +392,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn entry(to: &Tuple<[u8; 4]>, flags: u16, packets: u64, last_seen: u32) -> Flow<[u8; 4]> {
+    fn entry(to: &Tuple<V4Addr>, flags: u16, packets: u64, last_seen: u32) -> Flow<V4Addr> {
         Flow {
             packets,
             bytes: packets * 100,
@@ -413,7 +413,7 @@ pub(crate) mod tests {
     }
 
     /// A published connection 198.18.0.9:40000 → 198.18.0.1:8080 → 10.201.1.2:80.
-    fn pair() -> [(Tuple<[u8; 4]>, Flow<[u8; 4]>); 2] {
+    fn pair() -> [(Tuple<V4Addr>, Flow<V4Addr>); 2] {
         let original = tuple(CLIENT, 40000, HOST, 8080, proto::TCP);
         let inside = tuple(CLIENT, 40000, CONTAINER, 80, proto::TCP);
         [
@@ -430,7 +430,7 @@ pub(crate) mod tests {
         ]
     }
 
-    fn joined(entries: &[(Tuple<[u8; 4]>, Flow<[u8; 4]>)], embryo: bool) -> Vec<FlowView> {
+    fn joined(entries: &[(Tuple<V4Addr>, Flow<V4Addr>)], embryo: bool) -> Vec<FlowView> {
         let entries = entries
             .iter()
             .map(|(k, flow)| {

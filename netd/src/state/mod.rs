@@ -327,15 +327,17 @@ fn pinned_versions(pin_dir: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use netd_common::wire::{V4Addr, V6Addr};
+
     use super::*;
 
     #[test]
     fn addresses_of_both_families() {
-        assert_eq!(ip([10, 201, 1, 2]).to_string(), "10.201.1.2");
+        assert_eq!(ip(V4Addr([10, 201, 1, 2])).to_string(), "10.201.1.2");
         let mut v6 = [0; 16];
         v6[0] = 0xfd;
         v6[15] = 7;
-        assert_eq!(ip(v6).to_string(), "fd00::7");
+        assert_eq!(ip(V6Addr(v6)).to_string(), "fd00::7");
     }
 
     #[test]

@@ -241,8 +241,8 @@ fn network_view(state: &State, id: u16, network: &Network) -> NetworkView {
     }
 }
 
-fn specified(v4: V4Addr, v6: V6Addr) -> Vec<IpAddr> {
-    [ip(v4), ip(v6)]
+fn specified(v4: [u8; 4], v6: [u8; 16]) -> Vec<IpAddr> {
+    [ip(V4Addr(v4)), ip(V6Addr(v6))]
         .into_iter()
         .filter(|a| !a.is_unspecified())
         .collect()

@@ -171,9 +171,9 @@ mod tests {
 
     use super::{super::network::tests::topology, *};
 
-    fn backend(host_first: u16, container_first: u16) -> Backend<[u8; 4]> {
+    fn backend(host_first: u16, container_first: u16) -> Backend<V4Addr> {
         Backend {
-            addr: [10, 201, 1, 2],
+            addr: V4Addr([10, 201, 1, 2]),
             host_first: host_first.to_be_bytes(),
             container_first: container_first.to_be_bytes(),
             network: 1,
@@ -185,8 +185,8 @@ mod tests {
     fn cut(
         first: u16,
         last: u16,
-        backend: Backend<[u8; 4]>,
-    ) -> Vec<(u32, PortPrefix<[u8; 4]>, Backend<[u8; 4]>)> {
+        backend: Backend<V4Addr>,
+    ) -> Vec<(u32, PortPrefix<V4Addr>, Backend<V4Addr>)> {
         let mut out = Vec::new();
         let mut at = u32::from(first);
         while at <= u32::from(last) {
@@ -194,12 +194,13 @@ mod tests {
             let size: u32 = (1 << at.trailing_zeros().min(16)).min(1 << room.ilog2());
             let key = PortPrefix {
                 proto: 6,
-                reserved: 0,
-                addr: [0; 4],
+                reserved: [0; 3],
+                addr: V4Addr::default(),
                 port: (at as u16).to_be_bytes(),
+                tail: [0; 2],
             };
             out.push((
-                port_prefix_base::<[u8; 4]>() + 16 - size.ilog2(),
+                port_prefix_base::<V4Addr>() + 16 - size.ilog2(),
                 key,
                 backend,
             ));
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn a_backend_without_a_container_is_absent() {
         let mut gone = backend(80, 80);
-        gone.addr = [10, 201, 1, 9];
+        gone.addr = V4Addr([10, 201, 1, 9]);
         gone.flags = backend_flag::OVERRIDE;
         let views = fold(cut(80, 80, gone), &topology());
         assert!(!views[0].backend_present && views[0].overrides);

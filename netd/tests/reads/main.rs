@@ -27,7 +27,7 @@ use netd::{
 use netd_common::{
     abi::{
         AnyTuple, Backend, Config, DROP_SLOT_SECONDS, DROP_SLOTS, DropCount, DropEvent, DropKey,
-        DropSlot, Endpoint, EndpointAddress, Flow, Network, PortPrefix, Subnet, Tuple, V4Addr,
+        DropSlot, Endpoint, EndpointAddress, Flow, Network, PortPrefix, Subnet, Tuple, V4Addr, V6Addr,
         Verdicts, backend_flag, config_flag, endpoint_flag, flow_flag, flow_kind, hook, map,
         network_flag, port_prefix_base,
     },
@@ -40,9 +40,9 @@ use serde_json::json;
 /// What a follower must show within.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const CLIENT: V4Addr = [198, 18, 0, 9];
-const HOST: V4Addr = [198, 18, 0, 1];
-const CONTAINER: V4Addr = [10, 201, 1, 2];
+const CLIENT: V4Addr = V4Addr([198, 18, 0, 9]);
+const HOST: V4Addr = V4Addr([198, 18, 0, 1]);
+const CONTAINER: V4Addr = V4Addr([10, 201, 1, 2]);
 /// ifindexes that no machine has: names are not the subject.
 const VETH: u32 = 1_000_011;
 const BRIDGE: u32 = 1_000_001;
@@ -79,7 +79,7 @@ fn filled() -> Option<Fixture> {
     f.put_prefix(
         map::SUBNETS_V4,
         24,
-        [10, 201, 1, 0],
+        V4Addr([10, 201, 1, 0]),
         Subnet {
             network: 1,
             reserved: 0,
@@ -105,9 +105,9 @@ fn filled() -> Option<Fixture> {
     let mut v6 = [0; 16];
     (v6[0], v6[15]) = (0xfd, 2);
     f.put(map::ADDRS_V4, [(CONTAINER, owner)]);
-    f.put(map::ADDRS_V6, [(v6, owner)]);
+    f.put(map::ADDRS_V6, [(V6Addr(v6), owner)]);
     publish(&f, 8000, 8099, CONTAINER, 80, 0);
-    publish(&f, 9000, 9000, [10, 201, 1, 77], 90, backend_flag::OVERRIDE);
+    publish(&f, 9000, 9000, V4Addr([10, 201, 1, 77]), 90, backend_flag::OVERRIDE);
     put_flows(&f);
     put_drops(&f);
     f.put_verdicts(
@@ -129,9 +129,10 @@ fn publish(f: &Fixture, first: u16, last: u16, addr: V4Addr, container: u16, fla
             port_prefix_base::<V4Addr>() + bits,
             PortPrefix {
                 proto: 6,
-                reserved: 0,
-                addr: [0; 4],
+                reserved: [0; 3],
+                addr: V4Addr::default(),
                 port: port.to_be_bytes(),
+                tail: [0; 2],
             },
             Backend {
                 addr,
@@ -238,7 +239,7 @@ fn put_drops(f: &Fixture) {
             dport: dport.to_be_bytes(),
             ..AnyTuple::default()
         };
-        last.src[..4].copy_from_slice(&CONTAINER);
+        last.src[..4].copy_from_slice(&CONTAINER.0);
         last.dst[..4].copy_from_slice(&[10, 201, 2, 2]);
         let mut slots = [DropSlot::default(); DROP_SLOTS];
         let number = last_seen / DROP_SLOT_SECONDS;
@@ -630,8 +631,8 @@ fn event(reason: DropReason) -> DropEvent {
         dport: [0, 80],
         ..AnyTuple::default()
     };
-    tuple.src[..4].copy_from_slice(&CLIENT);
-    tuple.dst[..4].copy_from_slice(&CONTAINER);
+    tuple.src[..4].copy_from_slice(&CLIENT.0);
+    tuple.dst[..4].copy_from_slice(&CONTAINER.0);
     DropEvent {
         seen: now(),
         length: 74,
@@ -721,13 +722,13 @@ fn a_full_table_is_read_in_half_a_second() {
         map::FLOWS_V4,
         (0..FLOWS).flat_map(|i| {
             let [_, a, b, c] = i.to_be_bytes();
-            let out = tuple([10, 201 + a, b, c], 40000, CLIENT, 443, 6);
-            let outside = tuple(HOST, i as u16, [198, 19, a, b], 443, 6);
+            let out = tuple(V4Addr([10, 201 + a, b, c]), 40000, CLIENT, 443, 6);
+            let outside = tuple(HOST, i as u16, V4Addr([198, 19, a, b]), 443, 6);
             let state = conntrack::State::Established;
             let kind = flow_kind::MASQUERADE;
             let outside = Tuple {
                 dport: ((i % 251) as u16).to_be_bytes(),
-                src: [100, 64, b, c],
+                src: V4Addr([100, 64, b, c]),
                 ..outside
             };
             [
