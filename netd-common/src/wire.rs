@@ -68,6 +68,16 @@ impl From<V4Addr> for core::net::Ipv4Addr {
         addr.0.into()
     }
 }
+impl From<V4Addr> for core::net::IpAddr {
+    fn from(addr: V4Addr) -> Self {
+        addr.0.into()
+    }
+}
+impl From<V6Addr> for core::net::IpAddr {
+    fn from(addr: V6Addr) -> Self {
+        addr.0.into()
+    }
+}
 impl From<[u8; 16]> for V6Addr {
     fn from(octets: [u8; 16]) -> Self {
         Self(octets)

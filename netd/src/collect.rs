@@ -38,9 +38,9 @@ impl FlowFilter {
     }
 
     /// Whether this half of a flow is to end; the other half gives the same answer.
-    pub fn matches<const N: usize>(&self, tuple: &Tuple<[u8; N]>, flow: &Flow<[u8; N]>) -> bool
+    pub fn matches<A: Copy>(&self, tuple: &Tuple<A>, flow: &Flow<A>) -> bool
     where
-        IpAddr: From<[u8; N]>,
+        IpAddr: From<A>,
     {
         if !self.containers.is_empty()
             && [tuple.src, tuple.dst, flow.src, flow.dst]
@@ -63,9 +63,9 @@ impl FlowFilter {
         self.leads_nowhere(tuple.proto, address, u16::from_be_bytes(port))
     }
 
-    fn leads_nowhere<const N: usize>(&self, protocol: u8, address: [u8; N], port: u16) -> bool
+    fn leads_nowhere<A: Copy>(&self, protocol: u8, address: A, port: u16) -> bool
     where
-        IpAddr: From<[u8; N]>,
+        IpAddr: From<A>,
     {
         // Ranges of one protocol, address and family do not overlap, so the one that begins last
         // before the port is the only candidate.
@@ -73,7 +73,7 @@ impl FlowFilter {
             let wanted = PublishedPorts {
                 protocol,
                 address,
-                ipv6: N == 16,
+                ipv6: size_of::<A>() == 16,
                 first: port,
                 last: u16::MAX,
             };
@@ -81,7 +81,8 @@ impl FlowFilter {
                 .range(..=wanted)
                 .next_back()
                 .is_some_and(|found| {
-                    (found.protocol, found.address, found.ipv6) == (protocol, address, N == 16)
+                    (found.protocol, found.address, found.ipv6)
+                        == (protocol, address, size_of::<A>() == 16)
                         && (found.first..=found.last).contains(&port)
                 })
         };
@@ -141,10 +142,12 @@ pub struct Collected {
 
 #[cfg(test)]
 mod tests {
+    use netd_common::abi::V4Addr;
+
     use super::*;
     use std::collections::BTreeSet;
 
-    fn flow(state: State, last_seen: u32) -> Flow<[u8; 4]> {
+    fn flow(state: State, last_seen: u32) -> Flow<V4Addr> {
         Flow {
             state: state as u8,
             last_seen,
@@ -154,10 +157,10 @@ mod tests {
     }
 
     /// Client 198.18.0.2:40000 → host 198.18.0.1:8080 → container 10.201.1.2:80.
-    fn published() -> [(Tuple<[u8; 4]>, Flow<[u8; 4]>); 2] {
+    fn published() -> [(Tuple<V4Addr>, Flow<V4Addr>); 2] {
         let original = Tuple {
-            src: [198, 18, 0, 2],
-            dst: [198, 18, 0, 1],
+            src: V4Addr([198, 18, 0, 2]),
+            dst: V4Addr([198, 18, 0, 1]),
             sport: 40000u16.to_be_bytes(),
             dport: 8080u16.to_be_bytes(),
             proto: 6,
@@ -166,7 +169,7 @@ mod tests {
         let to_container = Flow {
             src: original.src,
             sport: original.sport,
-            dst: [10, 201, 1, 2],
+            dst: V4Addr([10, 201, 1, 2]),
             dport: 80u16.to_be_bytes(),
             kind: flow_kind::PUBLISH,
             flags: flow_flag::REWRITE_DST | flow_flag::TO_ENDPOINT,

@@ -195,15 +195,14 @@ type Published<A> = BTreeMap<Prefix<PortPrefix<A>>, Backend<A>>;
 
 /// Host ports of `have` that lead elsewhere in `want`. By port, not by row: a range that grows
 /// keeps the flows of the ports that it had.
-fn unpublished<const N: usize>(
-    want: &Published<[u8; N]>,
-    have: &Published<[u8; N]>,
+fn unpublished<A: Copy + Ord>(
+    want: &Published<A>,
+    have: &Published<A>,
     out: &mut BTreeSet<PublishedPorts>,
 ) where
-    IpAddr: From<[u8; N]>,
-    [u8; N]: Ord,
+    IpAddr: From<A>,
 {
-    let free_of = |bits: u32| port_prefix_base::<[u8; N]>() + 16 - bits;
+    let free_of = |bits: u32| port_prefix_base::<A>() + 16 - bits;
     for (key, old) in have {
         if want.get(key) == Some(old) {
             continue;
@@ -222,7 +221,7 @@ fn unpublished<const N: usize>(
                     open = Some(PublishedPorts {
                         protocol: key.data.proto,
                         address: Some(IpAddr::from(key.data.addr)).filter(|a| !a.is_unspecified()),
-                        ipv6: N == 16,
+                        ipv6: size_of::<A>() == 16,
                         first: port,
                         last: port,
                     });
@@ -239,17 +238,14 @@ fn target<A: Copy>(backend: &Backend<A>, port: u16) -> (A, u16) {
     (backend.addr, first.wrapping_add(offset))
 }
 
-fn leads_to<const N: usize>(
-    table: &Published<[u8; N]>,
-    like: &Prefix<PortPrefix<[u8; N]>>,
+fn leads_to<A: Copy + Ord>(
+    table: &Published<A>,
+    like: &Prefix<PortPrefix<A>>,
     port: u16,
-) -> Option<([u8; N], u16)>
-where
-    [u8; N]: Ord,
-{
+) -> Option<(A, u16)> {
     (0..=16u32).find_map(|free| {
         let mut key = *like;
-        key.bits = port_prefix_base::<[u8; N]>() + 16 - free;
+        key.bits = port_prefix_base::<A>() + 16 - free;
         key.data.port = ((u32::from(port) >> free << free) as u16).to_be_bytes();
         table.get(&key).map(|backend| target(backend, port))
     })

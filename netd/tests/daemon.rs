@@ -237,8 +237,12 @@ fn run_kill_start_again_unload() {
 
     host.start(&[]);
     host.wait("the container is known", |host| {
-        host.actual(AttachMode::Tcx)
-            .is_some_and(|actual| actual.tables.addrs_v4.contains_key(&[10, 201, 1, 2]))
+        host.actual(AttachMode::Tcx).is_some_and(|actual| {
+            actual
+                .tables
+                .addrs_v4
+                .contains_key(&netd_common::abi::V4Addr([10, 201, 1, 2]))
+        })
     });
     host.settle();
     let actual = host.actual(AttachMode::Tcx).unwrap();
@@ -329,7 +333,10 @@ fn containers_come_and_go() {
     host.plug("veth2", "eth1", "10.201.1.3/24");
     let known = |host: &Host, address: [u8; 4]| {
         let actual = host.actual(AttachMode::Tcx).unwrap();
-        actual.tables.addrs_v4.contains_key(&address)
+        actual
+            .tables
+            .addrs_v4
+            .contains_key(&netd_common::abi::V4Addr(address))
     };
     host.wait("the second container is known", |h| {
         known(h, [10, 201, 1, 3])

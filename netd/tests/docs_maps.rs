@@ -19,7 +19,10 @@ fn every_map_of_the_abi_is_documented() {
         .map(|(name, _)| *name)
         .filter(|name| row(name).is_none())
         .collect();
-    assert!(missing.is_empty(), "docs/maps.md has no row for {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "docs/maps.md has no row for {missing:?}"
+    );
 }
 
 /// A constant that was added to `abi::map` but not to the shapes would escape the test above.
@@ -52,7 +55,10 @@ fn kinds_and_sizes_are_those_of_the_abi() {
             MapType::RingBuf => "ring buffer",
             other => panic!("{name}: {other:?}"),
         };
-        assert!(row.contains(&format!("| {kind} |")), "{name} is a {kind}: {row}");
+        assert!(
+            row.contains(&format!("| {kind} |")),
+            "{name} is a {kind}: {row}"
+        );
         if shape.value == 0 || name.starts_with("EMBRYOS") {
             continue;
         }
@@ -60,6 +66,9 @@ fn kinds_and_sizes_are_those_of_the_abi() {
         let sizes = row.rsplit_once('(').map_or("", |(_, sizes)| sizes);
         let numbers: Vec<&str> = sizes.split(|c: char| !c.is_ascii_digit()).collect();
         let value = shape.value.to_string();
-        assert!(numbers.contains(&value.as_str()), "{name} has values of {value} bytes: {row}");
+        assert!(
+            numbers.contains(&value.as_str()),
+            "{name} has values of {value} bytes: {row}"
+        );
     }
 }

@@ -622,14 +622,14 @@ fn random_seed() -> u32 {
     seed.max(1)
 }
 
-fn end<const N: usize>(
-    table: &mut FlowTable<[u8; N]>,
+fn end<A: Copy + Ord>(
+    table: &mut FlowTable<A>,
     filter: &FlowFilter,
 ) -> Result<usize, DataplaneError>
 where
-    Tuple<[u8; N]>: Wire,
-    Flow<[u8; N]>: Wire,
-    IpAddr: From<[u8; N]>,
+    Tuple<A>: Wire,
+    Flow<A>: Wire,
+    IpAddr: From<A>,
 {
     let mut ended = Vec::new();
     table.walk(|tuple, flow| {

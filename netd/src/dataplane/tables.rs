@@ -152,19 +152,16 @@ macro_rules! define {
 }
 for_each_table!(define);
 
-fn ip<const N: usize>(bytes: &[u8; N]) -> IpAddr
+fn ip<A: Copy>(addr: &A) -> IpAddr
 where
-    IpAddr: From<[u8; N]>,
+    IpAddr: From<A>,
 {
-    IpAddr::from(*bytes)
+    IpAddr::from(*addr)
 }
 
-fn port_prefix<const N: usize>(
-    f: &mut fmt::Formatter<'_>,
-    key: &Prefix<PortPrefix<[u8; N]>>,
-) -> fmt::Result
+fn port_prefix<A: Copy>(f: &mut fmt::Formatter<'_>, key: &Prefix<PortPrefix<A>>) -> fmt::Result
 where
-    IpAddr: From<[u8; N]>,
+    IpAddr: From<A>,
 {
     let address = match ip(&key.data.addr) {
         any if any.is_unspecified() => "any".to_owned(),
@@ -172,7 +169,7 @@ where
         v4 => v4.to_string(),
     };
     let first = u16::from_be_bytes(key.data.port);
-    let free = abi::port_prefix_base::<[u8; N]>() + 16 - key.bits;
+    let free = abi::port_prefix_base::<A>() + 16 - key.bits;
     let last = first | ((1u32 << free) - 1) as u16;
     write!(f, "{address}:{first}")?;
     if last != first {
@@ -184,9 +181,9 @@ where
     }
 }
 
-fn backend<const N: usize>(f: &mut fmt::Formatter<'_>, backend: &Backend<[u8; N]>) -> fmt::Result
+fn backend<A: Copy>(f: &mut fmt::Formatter<'_>, backend: &Backend<A>) -> fmt::Result
 where
-    IpAddr: From<[u8; N]>,
+    IpAddr: From<A>,
 {
     let port = u16::from_be_bytes(backend.container_first);
     let from = u16::from_be_bytes(backend.host_first);
@@ -306,13 +303,14 @@ mod tests {
                 bits: 48 + 12,
                 data: PortPrefix {
                     proto: 6,
-                    reserved: 0,
-                    addr: [0; 4],
+                    reserved: [0; 3],
+                    addr: V4Addr::default(),
                     port: 8000u16.to_be_bytes(),
+                    tail: [0; 2],
                 },
             },
             Backend {
-                addr: [10, 201, 1, 2],
+                addr: V4Addr([10, 201, 1, 2]),
                 host_first: 8000u16.to_be_bytes(),
                 container_first: 80u16.to_be_bytes(),
                 network: 1,

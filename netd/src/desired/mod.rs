@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netd_common::abi::{
     self, Backend, Endpoint, EndpointAddress, LocalAddress, Network as NetworkRow,
-    NetworkInterface, PortPrefix, Subnet, Uplink, backend_flag, config_flag, endpoint_flag,
-    gateway_mode, local_kind, network_flag, port_prefix_base, port_word, uplink_flag,
+    NetworkInterface, PortPrefix, Subnet, Uplink, V4Addr, V6Addr, backend_flag, config_flag,
+    endpoint_flag, gateway_mode, local_kind, network_flag, port_prefix_base, port_word,
+    uplink_flag,
 };
 
 use crate::config::{
@@ -326,8 +327,8 @@ fn address_rows<'a>(
             continue;
         }
         let owner = match address {
-            IpAddr::V4(v4) => out.tables.addrs_v4.entry(v4.octets()).or_insert(value),
-            IpAddr::V6(v6) => out.tables.addrs_v6.entry(v6.octets()).or_insert(value),
+            IpAddr::V4(v4) => out.tables.addrs_v4.entry(v4.into()).or_insert(value),
+            IpAddr::V6(v6) => out.tables.addrs_v6.entry(v6.into()).or_insert(value),
         };
         if owner.ifindex == container.host_ifindex {
             containers.insert(address, &container.addresses);
@@ -411,11 +412,11 @@ fn local_rows(facts: &HostFacts, out: &mut Desired) {
     // Even while lo is down, nothing from outside may claim these.
     let v4 = Prefix {
         bits: 8,
-        data: [127, 0, 0, 0],
+        data: V4Addr([127, 0, 0, 0]),
     };
     let v6 = Prefix {
         bits: 128,
-        data: Ipv6Addr::LOCALHOST.octets(),
+        data: Ipv6Addr::LOCALHOST.into(),
     };
     out.tables.local_v4.insert(v4, loopback);
     out.tables.local_v6.insert(v6, loopback);
@@ -505,8 +506,8 @@ fn publish_one(
     let ranged = |range: PortRange| port_prefixes(range.first(), range.last());
     for (port, bits) in ranged(publish.container_ports) {
         let row = match container {
-            IpAddr::V4(a) => Row::ExposedV4(port_key(proto, a.octets(), port, bits), 1),
-            IpAddr::V6(a) => Row::ExposedV6(port_key(proto, a.octets(), port, bits), 1),
+            IpAddr::V4(a) => Row::ExposedV4(port_key(proto, a.into(), port, bits), 1),
+            IpAddr::V6(a) => Row::ExposedV6(port_key(proto, a.into(), port, bits), 1),
         };
         out.tables.put(row);
     }
@@ -526,9 +527,9 @@ fn publish_one(
         for host in hosts {
             let row = match (*host, container) {
                 (IpAddr::V4(host), IpAddr::V4(a)) => Row::PublishV4(
-                    port_key(proto, host.octets(), port, bits),
+                    port_key(proto, host.into(), port, bits),
                     Backend {
-                        addr: a.octets(),
+                        addr: a.into(),
                         host_first,
                         container_first,
                         network,
@@ -536,9 +537,9 @@ fn publish_one(
                     },
                 ),
                 (IpAddr::V6(host), IpAddr::V6(a)) => Row::PublishV6(
-                    port_key(proto, host.octets(), port, bits),
+                    port_key(proto, host.into(), port, bits),
                     Backend {
-                        addr: a.octets(),
+                        addr: a.into(),
                         host_first,
                         container_first,
                         network,
@@ -567,27 +568,28 @@ fn port_key<A>(proto: u8, addr: A, port: u16, bits: u32) -> Prefix<PortPrefix<A>
         bits: port_prefix_base::<A>() + bits,
         data: PortPrefix {
             proto,
-            reserved: 0,
+            reserved: [0; 3],
             addr,
             port: port.to_be_bytes(),
+            tail: [0; 2],
         },
     }
 }
 
 enum AnyPrefix {
-    V4(Prefix<[u8; 4]>),
-    V6(Prefix<[u8; 16]>),
+    V4(Prefix<V4Addr>),
+    V6(Prefix<V6Addr>),
 }
 
 fn prefix(net: IpNet) -> AnyPrefix {
     match net.trunc() {
         IpNet::V4(net) => AnyPrefix::V4(Prefix {
             bits: u32::from(net.prefix_len()),
-            data: net.addr().octets(),
+            data: net.addr().into(),
         }),
         IpNet::V6(net) => AnyPrefix::V6(Prefix {
             bits: u32::from(net.prefix_len()),
-            data: net.addr().octets(),
+            data: net.addr().into(),
         }),
     }
 }

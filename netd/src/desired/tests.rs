@@ -145,7 +145,7 @@ fn a_network_with_a_container() {
         ]
     );
     assert_eq!(got.tables.endpoints[&VETH].flags, endpoint_flag::PEER);
-    assert_eq!(got.tables.addrs_v4[&[10, 201, 1, 2]].ifindex, VETH);
+    assert_eq!(got.tables.addrs_v4[&V4Addr([10, 201, 1, 2])].ifindex, VETH);
     assert_eq!(got.tables.addrs_v6.len(), 1, "not the link-local one");
     assert_eq!(got.tables.subnets_v4.len() + got.tables.subnets_v6.len(), 2);
     let uplinks: Vec<u32> = got.tables.uplinks.keys().copied().collect();
@@ -200,7 +200,7 @@ fn only_addresses_of_the_network_count_and_the_first_owner_stays() {
         .tables
         .addrs_v4
         .iter()
-        .map(|(a, e)| (a[3], e.ifindex))
+        .map(|(a, e)| (a.0[3], e.ifindex))
         .collect();
     assert_eq!(owners, [(2, VETH), (3, 21)]);
     assert_eq!(got.warnings.len(), 1, "{:?}", got.warnings);
@@ -237,10 +237,10 @@ fn any_is_both_families_where_the_container_has_both() {
     let got = wanted(&publish(""), &host());
     assert_eq!(got.tables.publish_v4.len(), 1);
     let (key, backend) = got.tables.publish_v6.iter().next().unwrap();
-    assert_eq!(key.bits, 160);
-    assert_eq!(key.data.addr, [0; 16]);
+    assert_eq!(key.bits, 176);
+    assert_eq!(key.data.addr, V6Addr::default());
     let v6: Ipv6Addr = "fd00:201:1::2".parse().unwrap();
-    assert_eq!(backend.addr, v6.octets());
+    assert_eq!(backend.addr, v6.into());
     assert_eq!(got.tables.exposed_v6.len(), 1);
     assert_eq!(got.tables.ports[&(8080 / 64)], 1 << (8080 % 64));
 
@@ -262,7 +262,7 @@ fn a_publish_does_not_wait_for_its_container() {
     let got = wanted(&publish("override = true"), &facts);
     let (key, backend) = got.tables.publish_v4.iter().next().unwrap();
     assert_eq!((key.bits, key.data.port), (64, 8080u16.to_be_bytes()));
-    assert_eq!(backend.addr, [10, 201, 1, 2]);
+    assert_eq!(backend.addr, V4Addr([10, 201, 1, 2]));
     assert_eq!(backend.container_first, 80u16.to_be_bytes());
     assert_eq!(backend.flags, backend_flag::OVERRIDE);
     assert_eq!(got.tables.exposed_v4.len(), 1);
@@ -363,9 +363,9 @@ fn local_addresses_are_prefixes_of_every_kind() {
     assert_eq!(
         v4,
         [
-            (8, [127, 0, 0, 0], local_kind::UNICAST),
-            (24, [198, 19, 0, 0], local_kind::UNICAST),
-            (32, [198, 18, 0, 255], local_kind::BROADCAST),
+            (8, V4Addr([127, 0, 0, 0]), local_kind::UNICAST),
+            (24, V4Addr([198, 19, 0, 0]), local_kind::UNICAST),
+            (32, V4Addr([198, 18, 0, 255]), local_kind::BROADCAST),
         ]
     );
     let kinds: Vec<_> = got.tables.local_v6.values().map(|l| l.kind).collect();

@@ -1,6 +1,6 @@
 //! Dropped packets, counted by reason, hook, interface and network.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use jiff::Timestamp;
 use netd_common::{
@@ -53,7 +53,7 @@ pub struct DropView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PacketView {
     /// Protocol by name, or its number.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// Its tuple.
     #[serde(flatten)]
     pub tuple: TupleView,

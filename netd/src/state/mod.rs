@@ -28,6 +28,7 @@ pub mod shape;
 mod sys;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs, io,
     net::IpAddr,
@@ -295,8 +296,9 @@ pub fn ip<A: Address>(address: A) -> IpAddr {
 }
 
 /// A protocol by name, or its number.
-pub fn protocol_name(proto: u8) -> String {
-    netd_common::wire::proto::name(proto).map_or_else(|| proto.to_string(), str::to_owned)
+pub fn protocol_name(proto: u8) -> Cow<'static, str> {
+    netd_common::wire::proto::name(proto)
+        .map_or_else(|| Cow::Owned(proto.to_string()), Cow::Borrowed)
 }
 
 fn interface_names() -> BTreeMap<u32, String> {

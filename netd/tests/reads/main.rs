@@ -27,9 +27,9 @@ use netd::{
 use netd_common::{
     abi::{
         AnyTuple, Backend, Config, DROP_SLOT_SECONDS, DROP_SLOTS, DropCount, DropEvent, DropKey,
-        DropSlot, Endpoint, EndpointAddress, Flow, Network, PortPrefix, Subnet, Tuple, V4Addr, V6Addr,
-        Verdicts, backend_flag, config_flag, endpoint_flag, flow_flag, flow_kind, hook, map,
-        network_flag, port_prefix_base,
+        DropSlot, Endpoint, EndpointAddress, Flow, Network, PortPrefix, Subnet, Tuple, V4Addr,
+        V6Addr, Verdicts, backend_flag, config_flag, endpoint_flag, flow_flag, flow_kind, hook,
+        map, network_flag, port_prefix_base,
     },
     conntrack,
     drop::DropReason,
@@ -107,7 +107,14 @@ fn filled() -> Option<Fixture> {
     f.put(map::ADDRS_V4, [(CONTAINER, owner)]);
     f.put(map::ADDRS_V6, [(V6Addr(v6), owner)]);
     publish(&f, 8000, 8099, CONTAINER, 80, 0);
-    publish(&f, 9000, 9000, V4Addr([10, 201, 1, 77]), 90, backend_flag::OVERRIDE);
+    publish(
+        &f,
+        9000,
+        9000,
+        V4Addr([10, 201, 1, 77]),
+        90,
+        backend_flag::OVERRIDE,
+    );
     put_flows(&f);
     put_drops(&f);
     f.put_verdicts(
