@@ -762,12 +762,12 @@ fn a_full_table_is_read_in_half_a_second() {
         "{} entries counted in {counted:?}, joined in {joined:?}",
         2 * FLOWS
     );
-    // Without optimisation the walk is the same, what is done with each entry is not.
-    let limit = Duration::from_millis(if cfg!(debug_assertions) { 4000 } else { 500 });
-    assert!(
-        counted < limit && joined < limit,
-        "counted {counted:?}, joined {joined:?}"
-    );
+    assert!(counted < Duration::from_millis(500), "{counted:?}");
+    // Without optimisation the walk is the kernel's work all the same; what is done with each
+    // entry is not.
+    if !cfg!(debug_assertions) {
+        assert!(joined < Duration::from_millis(500), "{joined:?}");
+    }
     let report = flows::Report::read(
         &state,
         &flows::Args {
