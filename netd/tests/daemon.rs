@@ -634,7 +634,12 @@ fn connection(client_port: u16, inside: u16, last_seen: u32) -> [([u8; 16], [u8;
     let inner = tuple(client, client_port, container, inside);
     let entry = |key: Tuple<V4Addr>, value: Flow<V4Addr>| {
         // SAFETY: both are plain data without padding, of exactly these sizes.
-        unsafe { (std::mem::transmute(key), std::mem::transmute(value)) }
+        unsafe {
+            (
+                std::mem::transmute::<Tuple<V4Addr>, [u8; 16]>(key),
+                std::mem::transmute::<Flow<V4Addr>, [u8; 88]>(value),
+            )
+        }
     };
     [
         entry(original, flow(inner, flow_flag::REWRITE_DST)),

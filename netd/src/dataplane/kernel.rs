@@ -633,8 +633,8 @@ where
 {
     let mut ended = Vec::new();
     table.walk(|tuple, flow| {
-        if filter.matches(tuple, flow) {
-            ended.push(*tuple);
+        if filter.matches(&tuple, &flow) {
+            ended.push(tuple);
         }
     })?;
     Ok(ended.iter().filter(|tuple| table.remove(tuple)).count())
@@ -655,8 +655,8 @@ where
     let mut idle = Vec::new();
     table.walk(|tuple, flow| {
         collected.seen += 1;
-        if is_expired(now, flow, None) {
-            idle.push((*tuple, *flow));
+        if is_expired(now, &flow, None) {
+            idle.push((tuple, flow));
         }
     })?;
     for (tuple, flow) in idle {
