@@ -119,15 +119,16 @@ fn addresses() {
 
 /// Entries of the publish maps.
 fn entries(world: &World) -> usize {
+    let (pin_dir, state) = (world.daemon.pin_dir(), world.daemon.files().state);
     world.host.host.run(|| {
         let facts = HostReader::open()
             .expect("netlink")
             .read(|_| false)
             .expect("facts");
         let sizes = sizes(1 << 33, 1, &netd::config::Limits::default());
-        let state = netd::run_state::RunState::load(&world.daemon.files().state);
+        let state = netd::run_state::RunState::load(&state);
         let attach = state.map_or(AttachMode::Tcx, |state| state.fallbacks.attach);
-        let pinned = Pinned::open(world.daemon.pin_dir(), &sizes, attach, Default::default());
+        let pinned = Pinned::open(pin_dir, &sizes, attach, Default::default());
         let actual = pinned
             .expect("pins")
             .expect("maps")

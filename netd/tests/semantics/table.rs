@@ -96,7 +96,13 @@ pub fn questions(host: &StandardHost) -> Vec<Question> {
             by("host", v4("c0")),
         ),
         q("c0", Tcp, at(host4, HOST_SERVICE), by("host", v4("c0"))),
-        q("n2a", Udp, at(host4, HOST_SERVICE), by("host", v4("n2a"))),
+        // A server on any address answers from the one that is nearest.
+        q(
+            "n2a",
+            Udp,
+            at(gateway("n2"), HOST_SERVICE),
+            by("host", v4("n2a")),
+        ),
         q("n2a", Tcp, at(host6, HOST_SERVICE), by("host", v6("n2a"))),
         q("c0", Echo, at(gateway("def"), 0), Want::Reply),
         q("client", Tcp, at(host4, HOST_SERVICE), by("host", client4)),

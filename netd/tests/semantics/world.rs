@@ -262,7 +262,8 @@ impl Toml {
         }
         for publish in array("publish") {
             let port = publish["host_ports"].as_integer().expect("a port");
-            own.publishes.push((port as u16, publish.to_string()));
+            let keys = publish.as_table().expect("a table").to_string();
+            own.publishes.push((port as u16, keys));
         }
         own
     }
