@@ -113,7 +113,7 @@ impl Report {
                 t.icmp_id,
             )
         };
-        flows.sort_by(|a, b| order(a).cmp(&order(b)));
+        flows.sort_by_key(order);
         let total = flows.len();
         flows.truncate(limit);
         Self {
