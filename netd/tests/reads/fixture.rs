@@ -215,7 +215,7 @@ impl Drop for Fixture {
     }
 }
 
-/// A program of seventeen or so instructions that writes one event to the ring buffer, as the
+/// A small program that writes one event to the ring buffer, as the
 /// data plane does: user space cannot.
 pub struct Dropper {
     program: OwnedFd,
