@@ -21,11 +21,16 @@ fn addr(text: &str) -> IpAddr {
 
 /// Received and sent packets by device (/proc/net/dev).
 fn counters(namespace: &Namespace) -> BTreeMap<String, (u64, u64)> {
-    let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).expect("device counters");
+    let text = namespace
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))
+        .expect("device counters");
     text.lines()
         .filter_map(|line| {
             let (name, numbers) = line.split_once(':')?;
-            let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let numbers: Vec<u64> = numbers
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect();
             Some((name.trim().to_owned(), (*numbers.get(1)?, *numbers.get(9)?)))
         })
         .collect()
@@ -36,7 +41,12 @@ fn seen(frames: &[Captured]) -> Vec<(String, String)> {
     let mut pairs: Vec<(String, String)> = frames
         .iter()
         .filter(|frame| frame.decoded.protocol == Some(6))
-        .filter_map(|frame| Some((frame.decoded.source?.to_string(), frame.decoded.destination?.to_string())))
+        .filter_map(|frame| {
+            Some((
+                frame.decoded.source?.to_string(),
+                frame.decoded.destination?.to_string(),
+            ))
+        })
         .collect();
     pairs.sort();
     pairs.dedup();
@@ -61,11 +71,15 @@ fn the_usual_tools_show_half_of_a_flow() {
     .expect("a host");
     let config = host.netd_toml("replace", "/sys/fs/bpf/overruled");
     let only_def: String = only_network(&config, "def");
-    let daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_netd")), &host.host, &only_def).expect("netd runs");
+    let daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_netd")), &host.host, &only_def)
+        .expect("netd runs");
     let c0 = host.container("c0");
     // Neighbours are resolved and the flow's maps are warm before anything is counted.
     let to = SocketAddr::new(addr(UPLINK), PORT);
-    assert!(host.tcp("client", to, &ProbeOptions::default()).answered(), "the published port answers");
+    assert!(
+        host.tcp("client", to, &ProbeOptions::default()).answered(),
+        "the published port answers"
+    );
 
     let captures = [
         Capture::start(&host.host, "up0"),
@@ -74,35 +88,76 @@ fn the_usual_tools_show_half_of_a_flow() {
         Capture::start(&c0.namespace, "eth0"),
     ]
     .map(|capture| capture.expect("a capture"));
-    let before = (counters(&host.host), counters(&c0.namespace), host.host.counters().expect("rules"));
+    let before = (
+        counters(&host.host),
+        counters(&c0.namespace),
+        host.host.counters().expect("rules"),
+    );
     let outcome = host.tcp("client", to, &ProbeOptions::default());
     assert!(outcome.answered(), "{outcome:?}");
     std::thread::sleep(Duration::from_millis(200));
-    let after = (counters(&host.host), counters(&c0.namespace), host.host.counters().expect("rules"));
+    let after = (
+        counters(&host.host),
+        counters(&c0.namespace),
+        host.host.counters().expect("rules"),
+    );
     let [uplink, veth, bridge, eth0] = captures.map(|capture| seen(&capture.stop()));
 
-    assert_eq!(uplink, [pair(UPLINK, CLIENT), pair(CLIENT, UPLINK)], "tcpdump on the uplink");
+    assert_eq!(
+        uplink,
+        [pair(UPLINK, CLIENT), pair(CLIENT, UPLINK)],
+        "tcpdump on the uplink"
+    );
     assert_eq!(veth, [pair(CONTAINER, CLIENT)], "tcpdump on the host veth");
     assert_eq!(bridge, [], "tcpdump on the bridge");
-    assert_eq!(eth0, [pair(CONTAINER, CLIENT), pair(CLIENT, CONTAINER)], "tcpdump inside the container");
+    assert_eq!(
+        eth0,
+        [pair(CONTAINER, CLIENT), pair(CLIENT, CONTAINER)],
+        "tcpdump inside the container"
+    );
 
-    let moved = |before: &BTreeMap<String, (u64, u64)>, after: &BTreeMap<String, (u64, u64)>, device: &str| {
+    let moved = |before: &BTreeMap<String, (u64, u64)>,
+                 after: &BTreeMap<String, (u64, u64)>,
+                 device: &str| {
         let (a, b) = (before[device], after[device]);
         (b.0 > a.0, b.1 > a.1)
     };
-    assert_eq!(moved(&before.0, &after.0, &c0.host_device), (true, false), "host veth: RX moves, TX does not");
-    assert_eq!(moved(&before.0, &after.0, "br-def"), (false, false), "the bridge's counters");
-    assert_eq!(moved(&before.1, &after.1, "eth0"), (true, true), "the container's counters");
+    assert_eq!(
+        moved(&before.0, &after.0, &c0.host_device),
+        (true, false),
+        "host veth: RX moves, TX does not"
+    );
+    assert_eq!(
+        moved(&before.0, &after.0, "br-def"),
+        (false, false),
+        "the bridge's counters"
+    );
+    assert_eq!(
+        moved(&before.1, &after.1, "eth0"),
+        (true, true),
+        "the container's counters"
+    );
 
     let rules = after.2.forwarding_moved_since(&before.2);
     assert!(rules.is_empty(), "FORWARD, nat and raw: {rules:?}");
-    let conntrack = host.host.run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+    let conntrack = host
+        .host
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
     if let Ok(text) = conntrack {
-        assert!(!text.contains("dport=8081"), "conntrack has no entry: {text}");
+        assert!(
+            !text.contains("dport=8081"),
+            "conntrack has no entry: {text}"
+        );
     }
-    let flows = daemon.verb(&["flows", "--port", "8081"]).expect("netd flows");
+    let flows = daemon
+        .verb(&["flows", "--port", "8081"])
+        .expect("netd flows");
     assert_eq!(flows.code, 0, "{}", flows.stderr);
-    assert!(flows.stdout.contains("198.18.0.1:8081"), "netd flows has it: {}", flows.stdout);
+    assert!(
+        flows.stdout.contains("198.18.0.1:8081"),
+        "netd flows has it: {}",
+        flows.stdout
+    );
 }
 
 /// The file's text without the networks that were not built, and without their publishes.

@@ -131,7 +131,12 @@ impl Demo {
             .map(|set| Row::rules(set, host.host.load_rules(set, IptablesBackend::Default)))
             .collect();
         let counted = rules.iter().any(|row| row.skip.is_none());
-        let (of_containers, of_host) = (probes::of_containers(&host), probes::of_host(&host));
+        // Oracle's INPUT ends with REJECT.
+        let guarded = rules[0].skip.is_none();
+        let (of_containers, of_host) = (
+            probes::of_containers(&host),
+            probes::of_host(&host, guarded),
+        );
         Ok(Self {
             host,
             of_containers,

@@ -187,7 +187,14 @@ pub(super) fn of_containers(host: &StandardHost) -> Vec<Question> {
 }
 
 /// What ends at the host itself, whose own rules are right to see it.
-pub(super) fn of_host(host: &StandardHost) -> Vec<Question> {
+///
+/// `guarded`: the host's INPUT chain rejects what it does not know.
+pub(super) fn of_host(host: &StandardHost, guarded: bool) -> Vec<Question> {
+    let service = if guarded {
+        Want::Nothing
+    } else {
+        Want::Answer("host".to_owned(), CLIENT.into())
+    };
     let of = |name, from, to, want| Question::new(from, Way::Tcp, to, want).named(name);
     let at = |port| SocketAddr::new(HOST.into(), port);
     let n1 = StandardHost::network("n1");
@@ -205,10 +212,10 @@ pub(super) fn of_host(host: &StandardHost) -> Vec<Question> {
             Want::Nothing,
         ),
         of(
-            "client → host:9000 (the host's firewall says no)",
+            "client → host:9000 (the host's own service)",
             "client",
             at(HOST_SERVICE),
-            Want::Nothing,
+            service,
         ),
     ]
 }
