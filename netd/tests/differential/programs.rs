@@ -32,7 +32,7 @@ const PROGRAMS: [&str; 5] = [
 
 /// The loaded object.
 pub struct Programs {
-    ebpf: Ebpf,
+    _ebpf: Ebpf,
     programs: Vec<RawFd>,
     maps: HashMap<String, MapData>,
     /// What was written into the maps.
@@ -70,7 +70,7 @@ impl Programs {
             }
         }
         Ok(Self {
-            ebpf,
+            _ebpf: ebpf,
             programs,
             maps,
             written: HashMap::new(),
@@ -221,11 +221,6 @@ impl Programs {
         }
         packet.copy_from_slice(&out[..length]);
         Ok(retval as i32)
-    }
-
-    /// Names of the programs that were loaded.
-    pub fn names(&self) -> Vec<&str> {
-        self.ebpf.programs().map(|(name, _)| name).collect()
     }
 }
 

@@ -57,8 +57,10 @@ impl Shot {
 
     fn damage(&mut self, random: &mut Random) {
         if random.chance(50) {
-            let length = random.between(34, self.bytes.len().max(34) as u64) as usize;
-            self.bytes.truncate(length);
+            // BPF_PROG_TEST_RUN refuses frames that do not hold an IP header.
+            let least = if self.bytes[12] == 0x86 { 54 } else { 34 };
+            let length = random.between(least, least.max(self.bytes.len() as u64));
+            self.bytes.truncate(length as usize);
         } else {
             let at = random.between(14, 50).min(self.bytes.len() as u64 - 1) as usize;
             self.bytes[at] = random.next() as u8;
