@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use netd::dataplane::Features;
-use netd_common::abi::{Flow, Tuple, Verdicts, hook};
+use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, hook};
 use netd_common::drop::DropReason;
 use netd_common::model::{FlowTable, GsoPacket};
 use netd_common::packet::SlicePacket;
@@ -24,7 +24,7 @@ use netd_common::wire::{V4, V6};
 use self::programs::{Programs, raw};
 use self::random::Random;
 use self::scenario::{LabFamily, Scenario};
-use self::test_host::TestHost;
+use self::test_host::{BRIDGES, TestHost};
 use self::traffic::Shot;
 
 /// How often each verdict and each reason must have been seen.
@@ -150,7 +150,11 @@ impl<'a> Differential<'a> {
                 missing.push(format!("{what}: {times}"));
             }
         }
-        ensure!(missing.is_empty(), "seen too rarely: {}", missing.join(", "));
+        ensure!(
+            missing.is_empty(),
+            "seen too rarely: {}",
+            missing.join(", ")
+        );
         Ok(())
     }
 
@@ -190,18 +194,16 @@ impl<'a> Differential<'a> {
         } else {
             F::FLOWS
         };
-        let rows = self
-            .programs
-            .entries::<Tuple<F::Addr>, Flow<F::Addr>>(name)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let (key, mut flow) = *self.random.pick(&rows);
         let table = if name == F::FLOWS {
             &tables.flows
         } else {
             &tables.embryos
         };
+        let rows: Vec<_> = table.rows().into_iter().collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (key, mut flow) = *self.random.pick(&rows);
         let slot = table.slot(&key).context("an entry the model has too")?;
         if evict {
             table.remove(&key);
@@ -209,6 +211,7 @@ impl<'a> Differential<'a> {
         }
         flow.routed_at = seconds()?.wrapping_sub(100);
         slot.set_routed_at(flow.routed_at);
+        flow.generation = self.generations[&flow.generation];
         self.programs.put(name, &raw(&key), &raw(&flow))
     }
 
@@ -279,17 +282,41 @@ impl<'a> Differential<'a> {
             let (native, bpf) = (*times, self.programs.drops(&key)?);
             ensure!(
                 native == bpf,
-                "{} was dropped {native} times natively and {bpf} times by BPF: {}",
+                "dropped as {} natively, and as {:?} by BPF: {}",
                 reason.name(),
+                self.dropped_otherwise(key)?,
                 said()
             );
         }
         let bpf = self.programs.verdicts(shot.meta.hook)?;
-        ensure!(counted == bpf, "counted {counted:?}, BPF {bpf:?}: {}", said());
+        ensure!(
+            counted == bpf,
+            "counted {counted:?}, BPF {bpf:?}: {}",
+            said()
+        );
         let context = said();
         self.compare::<V4>()
             .and_then(|()| self.compare::<V6>())
             .with_context(|| format!("after packet {number}: {context}"))
+    }
+
+    /// The reasons, and networks, of which the kernel has counted more drops than the model.
+    fn dropped_otherwise(&self, key: DropKey) -> Result<Vec<(&'static str, u16)>> {
+        let mut found = Vec::new();
+        for reason in DropReason::ALL {
+            for network in 0..BRIDGES as u16 + 1 {
+                let key = DropKey {
+                    reason: *reason as u16,
+                    network,
+                    ..key
+                };
+                let native = self.drops.get(&raw(&key)).copied().unwrap_or(0);
+                if self.programs.drops(&key)? > native {
+                    found.push((reason.name(), network));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn compare<F: LabFamily>(&mut self) -> Result<()> {

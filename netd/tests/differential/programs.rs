@@ -57,8 +57,7 @@ impl Programs {
         let mut ebpf = loader.load(OBJECT)?;
         let mut programs = Vec::new();
         for name in PROGRAMS {
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).context(name)?.try_into()?;
+            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
             programs.push(program.fd()?.as_fd().as_raw_fd());
         }
@@ -141,7 +140,9 @@ impl Programs {
         let size = size_of::<netd_common::abi::DropCount>();
         let counts = self.get(map::DROPS, &raw(key), size * self.cpus)?;
         Ok(counts.map_or(0, |counts| {
-            let totals = counts.chunks(size).map(|count| from_raw::<u64>(&count[..8]));
+            let totals = counts
+                .chunks(size)
+                .map(|count| from_raw::<u64>(&count[..8]));
             totals.sum()
         }))
     }

@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 
 use netd_common::abi::{
-    Endpoint, Uplink, config_flag, endpoint_flag, local_kind, map, network_flag, uplink_flag,
+    Endpoint, Network, Uplink, config_flag, endpoint_flag, local_kind, map, network_flag,
+    uplink_flag,
 };
 use netd_common::model::{EndpointSpec, Model, ModelFamily, NetworkSpec, PublishSpec};
 use netd_common::wire::{V4, V4Addr, V6, V6Addr, proto};
@@ -155,7 +156,7 @@ impl Scenario {
         let networks = random.between(2, BRIDGES as u64) as usize;
         for number in 0..networks {
             // The bridge that does not forward, now and then.
-            let number = if random.chance(4) {
+            let number = if random.chance(12) {
                 BRIDGES - 1
             } else {
                 number.min(BRIDGES - 2)
@@ -224,11 +225,16 @@ impl Scenario {
             container: to,
             // SCTP's port is never changed: its CRC covers it.
             container_port: if proto == proto::SCTP { first } else { 80 },
-            network: self.model.endpoints[&container.device.ifindex].network,
+            network: self.network_of(&container),
             overrides: random.chance(30),
         };
         self.model.publish::<F>(&spec);
         F::publishes(self).push(spec);
+    }
+
+    fn network_of(&self, container: &Container) -> u16 {
+        let is_its = |n: &Network| n.bridge == container.bridge.ifindex;
+        self.model.networks.iter().position(is_its).unwrap_or(0) as u16
     }
 
     fn unpublish<F: LabFamily>(&mut self, random: &mut Random) {
@@ -251,13 +257,9 @@ impl Scenario {
             4 => self.model.remove_endpoint(container.device.ifindex),
             5 => {
                 let known = self.model.endpoints.contains_key(&container.device.ifindex);
-                let id = self
-                    .model
-                    .networks
-                    .iter()
-                    .position(|n| n.bridge == container.bridge.ifindex);
-                if let (false, Some(id)) = (known, id) {
-                    add(random, &mut self.model, &container, id as u16);
+                if !known {
+                    let id = self.network_of(&container);
+                    add(random, &mut self.model, &container, id);
                 }
             }
             6 => {
@@ -294,7 +296,9 @@ impl Scenario {
                 map::TRUSTED,
                 m.trusted
                     .iter()
-                    .map(|(id, ifindex)| ([raw(&u32::from(*id)), raw(ifindex)].concat(), raw(&1u32)))
+                    .map(|(id, ifindex)| {
+                        ([raw(&u32::from(*id)), raw(ifindex)].concat(), raw(&1u32))
+                    })
                     .collect(),
             ),
             (map::UPLINKS, rows(m.uplinks.iter())),
@@ -331,9 +335,7 @@ fn rows<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = (&'a K, &'a V
     rows.map(|(key, value)| (raw(key), raw(value))).collect()
 }
 
-fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(
-    rows: impl Iterator<Item = &'a (u32, K, V)>,
-) -> Rows {
+fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = &'a (u32, K, V)>) -> Rows {
     rows.map(|(bits, key, value)| ([raw(bits), raw(key)].concat(), raw(value)))
         .collect()
 }
@@ -436,11 +438,7 @@ fn network(random: &mut Random, number: u8, bridge: Device) -> NetworkSpec {
             [10, 200 + number, 0, 0],
             24,
         )),
-        v6: Some((
-            if gateway { gateway_v6 } else { [0; 16] },
-            prefix_v6,
-            64,
-        )),
+        v6: Some((if gateway { gateway_v6 } else { [0; 16] }, prefix_v6, 64)),
     }
 }
 

@@ -8,7 +8,7 @@ use netd_common::pipeline::Meta;
 use netd_common::wire::{Address, ETH_LEN, V4, V6, proto};
 
 use super::random::Random;
-use super::scenario::{LabFamily, Scenario};
+use super::scenario::{Container, LabFamily, Scenario};
 use super::test_host::TestHost;
 
 /// A packet at a hook.
@@ -149,7 +149,11 @@ fn follow_up<F: LabFamily>(
         ifindex = flow.out_ifindex.max(1);
         bytes = error.macs(host.mac(ifindex), packet.from).bytes::<F>();
     }
-    let hook = if scenario.containers.iter().any(|c| c.device.ifindex == ifindex) {
+    let hook = if scenario
+        .containers
+        .iter()
+        .any(|c| c.device.ifindex == ifindex)
+    {
         hook::FROM_ENDPOINT
     } else {
         hook::FROM_UPLINK
@@ -159,10 +163,7 @@ fn follow_up<F: LabFamily>(
 
 /// A packet with this tuple.
 fn transport<F: LabFamily>(key: &Tuple<F::Addr>, flags: u8, payload: &[u8]) -> Frame<F::Addr> {
-    let (sport, dport) = (
-        u16::from_be_bytes(key.sport),
-        u16::from_be_bytes(key.dport),
-    );
+    let (sport, dport) = (u16::from_be_bytes(key.sport), u16::from_be_bytes(key.dport));
     let (src, dst) = ((key.src, sport), (key.dst, dport));
     match key.proto {
         proto::TCP => Frame::tcp(src, dst, flags, payload),
@@ -193,8 +194,17 @@ fn from_container<F: LabFamily>(
             port = publish_port::<F>(random, scenario);
             *random.pick(&F::host())
         }
-        65..90 => F::container(&other),
-        _ => *random.pick(&F::odd()),
+        65..88 => F::container(&other),
+        88..92 => {
+            port = own_publish::<F>(random, scenario, &container);
+            *random.pick(&F::host())
+        }
+        _ => {
+            if random.chance(50) {
+                port = publish_port::<F>(random, scenario);
+            }
+            *random.pick(&F::odd())
+        }
     };
     let to = match random.below(100) {
         0..80 => container.bridge.mac,
@@ -263,8 +273,12 @@ fn to_container<F: LabFamily>(
         shot.bytes[..6].copy_from_slice(&container.mac);
     }
     let other = random.pick(&scenario.containers);
-    shot.meta.ingress_ifindex =
-        *random.pick(&[0, other.device.ifindex, other.device.ifindex, host.up0.ifindex]);
+    shot.meta.ingress_ifindex = *random.pick(&[
+        0,
+        other.device.ifindex,
+        other.device.ifindex,
+        host.up0.ifindex,
+    ]);
     shot.meta.hook = hook::TO_ENDPOINT;
     shot.meta.ifindex = container.device.ifindex;
     shot
@@ -287,13 +301,30 @@ fn publish_port<F: LabFamily>(random: &mut Random, scenario: &mut Scenario) -> u
     random.between(u64::from(first), u64::from(last)) as u16
 }
 
+/// A port that leads to the container itself, if there is one.
+fn own_publish<F: LabFamily>(
+    random: &mut Random,
+    scenario: &mut Scenario,
+    container: &Container,
+) -> u16 {
+    let own: Vec<u16> = F::publishes(scenario)
+        .iter()
+        .filter(|publish| publish.container == F::container(container))
+        .map(|publish| publish.host_ports.0)
+        .collect();
+    if own.is_empty() {
+        return publish_port::<F>(random, scenario);
+    }
+    *random.pick(&own)
+}
+
 /// A packet of any protocol that begins something.
 fn any<F: LabFamily>(
     random: &mut Random,
     src: F::Addr,
     dst: F::Addr,
     port: u16,
-    near: &super::scenario::Container,
+    near: &Container,
 ) -> Frame<F::Addr> {
     let client = (src, *random.pick(&CLIENT_PORTS));
     let server = (dst, port);
@@ -306,14 +337,14 @@ fn any<F: LabFamily>(
         _ => ACK,
     };
     let mut frame = match random.below(100) {
-        0..45 => Frame::tcp(client, server, flags, &payload),
-        45..70 => Frame::udp(client, server, &payload),
-        70..78 => Frame::echo::<F>(src, dst, client.1),
-        78..84 => Frame::sctp(client, server),
-        84..88 => Frame::new(src, dst, 47, vec![0; 24]),
-        88..94 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),
-        88..94 => Frame::icmp::<F>(src, dst, (13, 0), [0; 4], &[0; 12]),
-        94..96 => {
+        0..42 => Frame::tcp(client, server, flags, &payload),
+        42..66 => Frame::udp(client, server, &payload),
+        66..74 => Frame::echo::<F>(src, dst, client.1),
+        74..80 => Frame::sctp(client, server),
+        80..84 => Frame::new(src, dst, 47, vec![0; 24]),
+        84..92 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),
+        84..90 => Frame::icmp::<F>(src, dst, (13, 0), [0; 4], &[0; 12]),
+        92..94 => {
             let quoted = Frame::udp(server, client, b"12345678").packet::<F>();
             let kind = if F::VERSION == 4 { 3 } else { 1 };
             Frame::icmp::<F>(src, dst, (kind, 1), [0; 4], &quoted)
@@ -335,7 +366,7 @@ fn link_control<F: LabFamily>(
     random: &mut Random,
     src: F::Addr,
     dst: F::Addr,
-    near: &super::scenario::Container,
+    near: &Container,
 ) -> Frame<F::Addr> {
     let kind = *random.pick(&[133, 134, 135, 136, 136, 143]);
     let target = match random.below(3) {
