@@ -1,1 +1,372 @@
-//! placeholder
+//! The engine's tables in memory: what the BPF maps and the kernel's lookups are to the programs,
+//! for tests.
+//!
+//! A [`Model`] is filled like a host (networks, endpoints, uplinks, publishes, routes, listeners)
+//! and then given packets. It is the source of truth for a differential test too: every table can
+//! be read back and written into real maps.
+
+mod flows;
+pub mod frame;
+mod host;
+mod prefix;
+
+use std::{
+    cell::{Cell, UnsafeCell},
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    mem::MaybeUninit,
+};
+
+pub use self::{
+    flows::FlowTable,
+    host::{EndpointSpec, NetworkSpec, PublishSpec, port_prefixes},
+    prefix::LongestPrefix,
+};
+
+use crate::{
+    abi::{
+        Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
+        PortPrefix, Subnet, Tuple, Uplink, hook, local_kind, network_flag, port_prefix_base,
+        port_word,
+    },
+    checksum::Diff,
+    drop::DropReason,
+    packet::{L4Checksum, Packet, SlicePacket},
+    pipeline::{self, Meta, Verdict, steps},
+    tables::{InsertError, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
+    wire::{Family, V4, V6, Wire},
+};
+
+/// Answers a route lookup.
+pub type RouteFunction<A> = Box<dyn Fn(&RouteQuery<A>) -> Result<Route<A>, DropReason>>;
+/// Answers for the user's policy: the tuple as sent, and the interface.
+pub type PolicyFunction<A> = Box<dyn Fn(&Tuple<A>, u32) -> Policy>;
+
+/// A host, as netd's programs see it.
+pub struct Model {
+    /// `CONFIG`.
+    pub config: Config,
+    /// `ENDPOINTS`.
+    pub endpoints: HashMap<u32, Endpoint>,
+    /// `NETWORKS`, by id; id 0 is never used.
+    pub networks: Vec<Network>,
+    /// `TRUSTED`: network id and interface.
+    pub trusted: HashSet<(u16, u32)>,
+    /// `UPLINKS`.
+    pub uplinks: HashMap<u32, Uplink>,
+    /// `PORTS`.
+    pub ports: Vec<u64>,
+    /// IPv4.
+    pub v4: FamilyTables<V4>,
+    /// IPv6.
+    pub v6: FamilyTables<V6>,
+    now: Cell<u32>,
+    generation: Cell<u32>,
+}
+
+/// The tables of one family.
+pub struct FamilyTables<F: ModelFamily> {
+    /// `ADDRS_*`.
+    pub addresses: HashMap<F::Addr, EndpointAddress>,
+    /// `SUBNETS_*`.
+    pub subnets: LongestPrefix<F::Addr, Subnet>,
+    /// `LOCAL_*`.
+    pub local: LongestPrefix<F::Addr, LocalAddress>,
+    /// `PUBLISH_*`.
+    pub publish: LongestPrefix<PortPrefix<F::Addr>, Backend<F::Addr>>,
+    /// `EXPOSED_*`.
+    pub exposed: LongestPrefix<PortPrefix<F::Addr>, u32>,
+    /// `FLOWS_*`.
+    pub flows: FlowTable<F::Addr>,
+    /// `EMBRYOS_*`.
+    pub embryos: FlowTable<F::Addr>,
+    /// What the host listens on: protocol, address (unspecified: any) and port (native).
+    pub listeners: HashSet<(u8, F::Addr, u16)>,
+    /// The route tables.
+    pub route: RouteFunction<F::Addr>,
+    /// The user's policy.
+    pub policy: PolicyFunction<F::Addr>,
+    scratch: UnsafeCell<Scratch<F::Addr>>,
+}
+
+/// A family whose addresses can be keys of a hash map.
+pub trait ModelFamily: Family<Addr: Hash + Ord> {
+    /// The family's tables.
+    fn tables(model: &Model) -> &FamilyTables<Self>;
+    /// The same, to be changed.
+    fn tables_mut(model: &mut Model) -> &mut FamilyTables<Self>;
+}
+
+impl ModelFamily for V4 {
+    fn tables(model: &Model) -> &FamilyTables<Self> {
+        &model.v4
+    }
+    fn tables_mut(model: &mut Model) -> &mut FamilyTables<Self> {
+        &mut model.v4
+    }
+}
+
+impl ModelFamily for V6 {
+    fn tables(model: &Model) -> &FamilyTables<Self> {
+        &model.v6
+    }
+    fn tables_mut(model: &mut Model) -> &mut FamilyTables<Self> {
+        &mut model.v6
+    }
+}
+
+impl<F: ModelFamily> Default for FamilyTables<F> {
+    fn default() -> Self {
+        Self {
+            addresses: HashMap::new(),
+            subnets: LongestPrefix::default(),
+            local: LongestPrefix::default(),
+            publish: LongestPrefix::default(),
+            exposed: LongestPrefix::default(),
+            flows: FlowTable::refusing(1 << 16),
+            embryos: FlowTable::evicting(1 << 16),
+            listeners: HashSet::new(),
+            route: Box::new(|_| Err(DropReason::NoRoute)),
+            policy: Box::new(|_, _| Policy::Return),
+            // SAFETY: integers, byte arrays, a bool and a `Kind`, all of which zero is valid for: a
+            // BPF map begins with the same.
+            scratch: UnsafeCell::new(unsafe { MaybeUninit::zeroed().assume_init() }),
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            config: Config {
+                epoch: 1,
+                nat_first: 61000,
+                nat_last: 65535,
+                seed: 0x5eed,
+                ..Config::default()
+            },
+            endpoints: HashMap::new(),
+            networks: vec![Network::default()],
+            trusted: HashSet::new(),
+            uplinks: HashMap::new(),
+            ports: vec![0; PORT_WORDS as usize],
+            v4: FamilyTables::default(),
+            v6: FamilyTables::default(),
+            now: Cell::new(1000),
+            generation: Cell::new(0),
+        }
+    }
+}
+
+impl Model {
+    /// Sets the clock, in seconds.
+    pub fn set_now(&self, seconds: u32) {
+        self.now.set(seconds);
+    }
+
+    /// Moves the clock.
+    pub fn pass(&self, seconds: u32) {
+        self.now.set(self.now.get().wrapping_add(seconds));
+    }
+
+    /// Runs the program of `meta.hook` over a packet, as the kernel would.
+    ///
+    /// # Panics
+    /// If there is no such hook.
+    pub fn run(&self, packet: &mut GsoPacket<'_>, meta: &Meta) -> Verdict {
+        self.v4.bury();
+        self.v6.bury();
+        match meta.hook {
+            hook::FROM_ENDPOINT => pipeline::from_endpoint(packet, self, meta),
+            hook::TO_ENDPOINT => pipeline::to_endpoint(packet, self, meta),
+            hook::FROM_UPLINK => pipeline::from_uplink(packet, self, meta),
+            hook::BRIDGE_IN => pipeline::bridge_guard_in(packet, self, meta),
+            hook::BRIDGE_OUT => pipeline::bridge_guard_out(packet, self, meta),
+            other => panic!("there is no hook {other}"),
+        }
+    }
+
+    /// Next hop of the last packet of this family that left by an uplink.
+    #[must_use]
+    pub fn hop<F: ModelFamily>(&self) -> [u8; 16] {
+        // SAFETY: no program is running, so nothing else refers to the scratch.
+        unsafe { (*F::tables(self).scratch.get()).hop }
+    }
+}
+
+impl<F: ModelFamily> FamilyTables<F> {
+    fn bury(&self) {
+        self.flows.bury();
+        self.embryos.bury();
+    }
+}
+
+/// A packet in memory that may stand for several.
+pub struct GsoPacket<'a> {
+    /// Its bytes.
+    pub whole: SlicePacket<'a>,
+    /// Payload bytes per segment; 0: an ordinary packet.
+    pub gso_size: u32,
+}
+
+impl<'a> GsoPacket<'a> {
+    /// An ordinary packet.
+    pub fn new(bytes: &'a mut [u8]) -> Self {
+        Self {
+            whole: SlicePacket(bytes),
+            gso_size: 0,
+        }
+    }
+}
+
+impl Packet for GsoPacket<'_> {
+    fn len(&self) -> u32 {
+        self.whole.len()
+    }
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+    fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
+        self.whole.read(offset)
+    }
+    fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
+        self.whole.write(offset, value)
+    }
+    fn pull(&mut self, len: u32) -> bool {
+        self.whole.pull(len)
+    }
+    fn l4_checksum(
+        &mut self,
+        offset: u32,
+        change: Diff,
+        how: L4Checksum,
+    ) -> Result<(), DropReason> {
+        self.whole.l4_checksum(offset, change, how)
+    }
+}
+
+impl<F: ModelFamily> Tables<F> for Model {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+    fn generation(&self) -> u32 {
+        self.generation.set(self.generation.get().wrapping_add(1));
+        self.generation.get()
+    }
+    fn scratch(&self) -> Option<&mut Scratch<F::Addr>> {
+        // SAFETY: the model is not `Sync`, and the engine uses its scratch as it does in BPF.
+        Some(unsafe { &mut *F::tables(self).scratch.get() })
+    }
+    fn endpoint(&self, ifindex: u32) -> Option<Endpoint> {
+        self.endpoints.get(&ifindex).copied()
+    }
+    fn endpoint_of(&self, addr: &F::Addr) -> Option<EndpointAddress> {
+        F::tables(self).addresses.get(addr).copied()
+    }
+    fn network(&self, id: u16) -> Option<&Network> {
+        self.networks
+            .get(usize::from(id))
+            .filter(|n| n.flags & network_flag::ACTIVE != 0)
+    }
+    fn trusted(&self, network: u16, ifindex: u32) -> bool {
+        self.trusted.contains(&(network, ifindex))
+    }
+    fn subnet(&self, addr: &F::Addr) -> u16 {
+        F::tables(self).subnets.get(addr).map_or(0, |s| s.network)
+    }
+    fn local(&self, addr: &F::Addr) -> u16 {
+        F::tables(self)
+            .local
+            .get(addr)
+            .map_or(local_kind::NONE, |l| l.kind)
+    }
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        self.uplinks.get(&ifindex).copied()
+    }
+    fn port_published(&self, proto: u8, port: [u8; 2]) -> bool {
+        let port = u16::from_be_bytes(port);
+        port_word(proto, port)
+            .is_some_and(|index| self.ports[index as usize] >> (port % 64) & 1 != 0)
+    }
+    fn backend(&self, proto: u8, addr: &F::Addr, port: [u8; 2]) -> Option<&Backend<F::Addr>> {
+        F::tables(self)
+            .publish
+            .get(&port_key::<F>(proto, addr, port))
+    }
+    fn exposed(&self, proto: u8, addr: &F::Addr, port: [u8; 2]) -> bool {
+        let key = port_key::<F>(proto, addr, port);
+        F::tables(self).exposed.get(&key).is_some()
+    }
+    fn flow(&self, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>> {
+        F::tables(self).flows.slot(key)
+    }
+    fn embryo(&self, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>> {
+        F::tables(self).embryos.slot(key)
+    }
+    fn insert_flow(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError> {
+        F::tables(self).flows.insert(key, flow)
+    }
+    fn insert_embryo(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError> {
+        F::tables(self).embryos.insert(key, flow)
+    }
+    fn remove_flow(&self, key: &Tuple<F::Addr>) {
+        F::tables(self).flows.remove(key);
+    }
+    fn remove_embryo(&self, key: &Tuple<F::Addr>) {
+        F::tables(self).embryos.remove(key);
+    }
+    fn route(&self) -> Result<(), DropReason> {
+        let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
+            return Err(DropReason::HelperFailed);
+        };
+        scratch.route = (F::tables(self).route)(&scratch.query)?;
+        Ok(())
+    }
+    fn host_listens(&self, tuple: &Tuple<F::Addr>) -> bool {
+        let port = u16::from_be_bytes(tuple.dport);
+        let listeners = &F::tables(self).listeners;
+        listeners.contains(&(tuple.proto, tuple.dst, port))
+            || listeners.contains(&(tuple.proto, F::Addr::default(), port))
+    }
+    fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
+        (F::tables(self).policy)(tuple, ifindex)
+    }
+}
+
+fn port_key<F: Family>(proto: u8, addr: &F::Addr, port: [u8; 2]) -> PortPrefix<F::Addr> {
+    debug_assert_eq!(port_prefix_base::<F::Addr>(), 32 + F::ADDR_LEN * 8);
+    PortPrefix {
+        proto,
+        reserved: [0; 3],
+        addr: *addr,
+        port,
+        tail: [0; 2],
+    }
+}
+
+impl<F: ModelFamily> Steps<F> for Model {
+    fn from_endpoint<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
+        steps::from_endpoint::<F, P, _>(packet, self, ifindex)
+    }
+    fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
+        steps::from_uplink::<F, P, _>(packet, self, ifindex)
+    }
+    fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
+        steps::proceed::<F, P, _>(packet, self, ifindex, decision)
+    }
+    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::decide::<F, _>(self, ifindex, network, fresh)
+    }
+    fn create(&self) -> u32 {
+        steps::create::<F, _>(self)
+    }
+    fn send<P: Packet>(&self, packet: &mut P) -> u64 {
+        steps::send::<F, P, _>(packet, self)
+    }
+    fn try_source_port(&self, attempt: u32) -> u32 {
+        steps::try_source_port::<F, _>(self, attempt)
+    }
+}

@@ -248,6 +248,10 @@ pub trait Tables<F: Family> {
 /// The steps of the slow path. In BPF each is a global function, which the verifier checks once and
 /// by itself, not once for every way that leads to it; what it needs beyond a few numbers it finds
 /// in [`Scratch`]. Natively they are plain calls of [`crate::pipeline::steps`].
+#[expect(
+    clippy::wrong_self_convention,
+    reason = "from_endpoint and from_uplink are hooks, not conversions"
+)]
 pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::from_endpoint`].
     fn from_endpoint<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;

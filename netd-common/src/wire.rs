@@ -23,6 +23,10 @@ pub struct V4Addr(pub [u8; 4]);
 /// An IPv6 address in wire order. Aligned, so that BPF moves it as words.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, Hash, PartialOrd, Ord)]
+#[expect(
+    clippy::derived_hash_with_manual_eq,
+    reason = "PartialEq compares the same bytes, by words"
+)]
 pub struct V6Addr(pub [u8; 16]);
 
 impl V4Addr {

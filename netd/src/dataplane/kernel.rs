@@ -322,7 +322,7 @@ impl Kernel {
         let mut loader = loader(options);
         for (name, entries) in &entries {
             loader.map_max_entries(name, *entries);
-            loader.map_pin_path(*name, maps.join(name));
+            loader.map_pin_path(name, maps.join(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
         let mut programs = HashMap::new();
@@ -633,8 +633,8 @@ where
 {
     let mut ended = Vec::new();
     table.walk(|tuple, flow| {
-        if filter.matches(tuple, flow) {
-            ended.push(*tuple);
+        if filter.matches(&tuple, &flow) {
+            ended.push(tuple);
         }
     })?;
     Ok(ended.iter().filter(|tuple| table.remove(tuple)).count())
@@ -655,8 +655,8 @@ where
     let mut idle = Vec::new();
     table.walk(|tuple, flow| {
         collected.seen += 1;
-        if is_expired(now, flow, None) {
-            idle.push((*tuple, *flow));
+        if is_expired(now, &flow, None) {
+            idle.push((tuple, flow));
         }
     })?;
     for (tuple, flow) in idle {
