@@ -22,7 +22,7 @@ unsafe impl aya::Pod for Bare {}
 
 const _: () = assert!(size_of::<Load>() == abi::FRAME + 12);
 const _: () = assert!(size_of::<Expected>() == 4 + 4 + 6 + 4 * 2 + 2 + 4);
-const _: () = assert!(size_of::<Seen>() == 8 * 8);
+const _: () = assert!(size_of::<Seen>() == 10 * 8);
 const _: () = assert!(size_of::<Bare>() == 4 + 4 + 4 + 12);
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETD_BENCH_BPF_OBJECT"));

@@ -5,8 +5,6 @@
 //! end makes skbs of them in NAPI and takes them through tc ingress as it would from a NIC. The
 //! softirq runs where the generator is interrupted, on the same CPU: one CPU does all the work.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
@@ -18,20 +16,8 @@ use crate::bpf;
 use crate::bpf::abi::{FRAME, Load};
 use crate::topology::{CLIENT_DEVICE, Topology};
 
-/// Frames of one system call: long enough that its set-up does not count, short enough to stop in
-/// time.
-const CALL: u32 = 32_768;
 /// Frames that are handed over at once; a veth's ring holds 256.
 const BATCH: u32 = 64;
-
-/// What was sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Sent {
-    /// Frames that the generator made.
-    pub frames: u64,
-    /// How long that took, with all that the frames caused on the same CPU.
-    pub elapsed: Duration,
-}
 
 /// A loaded generator for one topology.
 pub struct Generator {
@@ -72,32 +58,11 @@ impl Generator {
         })
     }
 
-    /// Sends one frame of every flow.
-    pub fn send_each(&mut self, topology: &Topology, cpu: usize) -> anyhow::Result<Sent> {
-        let flows = self.load.flows;
-        self.send(topology, cpu, |call| (call == 0).then_some(flows))
-    }
-
-    /// Sends frames, flow after flow, for at least this time, as fast as the CPU can.
-    pub fn send_for(
-        &mut self,
-        topology: &Topology,
-        cpu: usize,
-        time: Duration,
-    ) -> anyhow::Result<Sent> {
-        let deadline = Instant::now() + time;
-        self.send(topology, cpu, |_| {
-            (Instant::now() < deadline).then_some(CALL)
-        })
-    }
-
-    /// Sends as many frames as `next` says for each call, until it says None.
-    fn send(
-        &mut self,
-        topology: &Topology,
-        cpu: usize,
-        next: impl Fn(u32) -> Option<u32> + Send + Sync,
-    ) -> anyhow::Result<Sent> {
+    /// Sends so many frames, flow after flow, as fast as the CPU can.
+    ///
+    /// It is one system call, whatever the number: each of them waits for RCU grace periods while
+    /// the kernel makes the program known to its XDP dispatcher and forgets it again.
+    pub fn send(&mut self, topology: &Topology, cpu: usize, frames: u32) -> anyhow::Result<()> {
         bpf::set(&mut self.ebpf, "LOAD", self.load)?;
         let context = XdpMd {
             data_end: FRAME as u32,
@@ -108,30 +73,18 @@ impl Generator {
         let context: [u8; size_of::<XdpMd>()] = unsafe { std::mem::transmute(context) };
         let program = generator(&mut self.ebpf)?;
         topology.client.run(|| {
-            // The thread is the run's own: nothing is to be put back.
+            // The thread is this call's own: nothing is to be put back.
             pin(cpu)?;
-            let started = Instant::now();
-            let mut frames = 0;
-            let mut call = 0;
-            while let Some(repeat) = next(call) {
-                program
-                    .test_run(TestRunOptions {
-                        data_in: Some(&[0; FRAME]),
-                        ctx_in: Some(&context),
-                        repeat,
-                        attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(repeat)),
-                        ..TestRunOptions::new()
-                    })
-                    .context(
-                        "cannot send live frames (BPF_F_TEST_XDP_LIVE_FRAMES needs Linux 5.18)",
-                    )?;
-                frames += u64::from(repeat);
-                call += 1;
-            }
-            Ok(Sent {
-                frames,
-                elapsed: started.elapsed(),
-            })
+            program
+                .test_run(TestRunOptions {
+                    data_in: Some(&[0; FRAME]),
+                    ctx_in: Some(&context),
+                    repeat: frames,
+                    attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(frames)),
+                    ..TestRunOptions::new()
+                })
+                .context("cannot send live frames (BPF_F_TEST_XDP_LIVE_FRAMES: Linux 5.18)")?;
+            Ok(())
         })
     }
 }

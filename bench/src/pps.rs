@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 
 use crate::backend::{Backend, Installed};
@@ -21,8 +21,10 @@ use crate::topology::{
 
 /// One of so many packets is checked.
 pub const SAMPLE: u32 = 1000;
-/// A turn that is not counted warms caches and page pools.
-const WARM_UP: Duration = Duration::from_millis(200);
+/// Frames of a turn that is not counted: it warms caches, and tells how many frames a turn needs.
+const WARM_UP: u32 = 200_000;
+/// No turn has more frames, whatever the last one promised.
+const MAX_FRAMES: u32 = 20_000_000;
 /// Long enough for a daemon to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Long enough for the answers to one burst.
@@ -35,7 +37,7 @@ pub struct Settings {
     pub flows: u16,
     /// Turns of every backend.
     pub rounds: u32,
-    /// Seconds of one turn.
+    /// Seconds of one turn, about: the number of frames is chosen by the turn before.
     pub seconds: f64,
     /// The CPU of generator, forwarding and sink.
     pub cpu: usize,
@@ -49,10 +51,8 @@ pub struct Run {
     /// Name of the backend.
     pub backend: &'static str,
     /// Frames that the generator made.
-    pub sent: u64,
-    /// Seconds from the first to the last.
-    pub seconds: f64,
-    /// Millions of packets per second that arrived in the container.
+    pub sent: u32,
+    /// Millions of packets per second that arrived in the container, by the sink's clock.
     pub mpps: f64,
     /// Nanoseconds per packet that arrived, the generator's and the sink's own included.
     pub ns_per_packet: f64,
@@ -67,6 +67,8 @@ struct Lane<'a> {
     installed: Box<dyn Installed>,
     generator: Generator,
     topology: Topology,
+    /// Frames of the next turn.
+    frames: u32,
 }
 
 /// Runs it. `progress` hears of every turn.
@@ -82,13 +84,14 @@ pub fn run(
         lanes.push(lane);
     }
     for lane in &mut lanes {
-        lane.turn(0, settings, WARM_UP)?;
+        lane.turn(0, settings)
+            .with_context(|| format!("cannot warm {} up", lane.backend.name()))?;
     }
     let mut runs = Vec::new();
     for round in 1..=settings.rounds {
         for lane in &mut lanes {
             let run = lane
-                .turn(round, settings, Duration::from_secs_f64(settings.seconds))
+                .turn(round, settings)
                 .with_context(|| format!("round {round} of {}", lane.backend.name()))?;
             progress(&run);
             runs.push(run);
@@ -113,11 +116,12 @@ impl<'a> Lane<'a> {
             installed,
             generator,
             topology,
+            frames: WARM_UP,
         })
     }
 
     /// Establishes the flows, then measures.
-    fn turn(&mut self, round: u32, settings: &Settings, time: Duration) -> anyhow::Result<Run> {
+    fn turn(&mut self, round: u32, settings: &Settings) -> anyhow::Result<Run> {
         let patience = if round == 0 { PATIENCE } else { ANSWER * 5 };
         if self.backend.translates() {
             self.establish(settings, patience)?;
@@ -128,19 +132,22 @@ impl<'a> Lane<'a> {
             &self.arrival(settings),
             SAMPLE,
         )?;
-        let sent = self
-            .generator
-            .send_for(&self.topology, settings.cpu, time)?;
+        let sent = self.frames;
+        self.generator.send(&self.topology, settings.cpu, sent)?;
         let sink = sink.tally()?;
-        let seconds = sent.elapsed.as_secs_f64();
-        let packets = sink.datagrams as f64;
+        ensure!(
+            sink.checked > 1,
+            "of {sent} frames {} arrived",
+            sink.datagrams
+        );
+        let rate = sink.counted as f64 / sink.seconds;
+        self.frames = ((rate * settings.seconds) as u32).clamp(WARM_UP, MAX_FRAMES);
         Ok(Run {
             round,
             backend: self.backend.name(),
-            sent: sent.frames,
-            seconds,
-            mpps: packets / seconds / 1e6,
-            ns_per_packet: seconds * 1e9 / packets,
+            sent,
+            mpps: rate / 1e6,
+            ns_per_packet: 1e9 / rate,
             sink,
         })
     }
@@ -180,7 +187,8 @@ impl<'a> Lane<'a> {
         let deadline = Instant::now() + patience;
         loop {
             let answers = Sink::attach(&self.topology.client, CLIENT_DEVICE, &answer, 1)?;
-            self.generator.send_each(&self.topology, settings.cpu)?;
+            self.generator
+                .send(&self.topology, settings.cpu, flows.into())?;
             let tally = wait_for(&answers, u64::from(flows))?;
             if tally.datagrams == u64::from(flows) && tally.wrong() == 0 {
                 return Ok(());

@@ -284,7 +284,7 @@ impl Summary {
             skip: participant.skip.clone(),
             mpps: Spread::of(own().map(|run| run.mpps)),
             ns_per_packet: Spread::of(own().map(|run| run.ns_per_packet)),
-            delivered: Spread::of(own().map(|run| run.sink.datagrams as f64 / run.sent as f64)),
+            delivered: Spread::of(own().map(|run| run.sink.datagrams as f64 / f64::from(run.sent))),
             softirq_cpus,
         }
     }
@@ -382,7 +382,6 @@ mod tests {
             round,
             backend,
             sent: 1000,
-            seconds: 1.0,
             mpps,
             ns_per_packet: 1e3 / mpps,
             sink: Tally {

@@ -1,6 +1,7 @@
 //! The sink: where packets are counted and checked, and then dropped.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::Ebpf;
@@ -27,10 +28,11 @@ pub struct Arrival {
 /// An attached sink; it is detached when this is dropped.
 pub struct Sink {
     ebpf: Ebpf,
+    every: u32,
 }
 
 /// What a sink saw.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Tally {
     /// Datagrams.
     pub datagrams: u64,
@@ -38,6 +40,10 @@ pub struct Tally {
     pub cpus: Vec<usize>,
     /// How many of them were checked.
     pub checked: u64,
+    /// Seconds from the first check to the last.
+    pub seconds: f64,
+    /// Datagrams that came in that time, but for the first.
+    pub counted: u64,
     /// Of those: another address than expected.
     pub wrong_address: u64,
     /// Of those: another port than expected.
@@ -74,7 +80,7 @@ impl Sink {
         };
         bpf::set(&mut ebpf, "EXPECTED", expected)?;
         bpf::attach(&mut ebpf, "sink", namespace, device)?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, every })
     }
 
     /// What was seen since it was attached.
@@ -83,13 +89,23 @@ impl Sink {
         let per_cpu = PerCpuArray::<_, Seen>::try_from(map)?
             .get(&0, 0)
             .context("cannot read the sink's counters")?;
-        Ok(Tally::sum(&per_cpu))
+        Ok(Tally::sum(&per_cpu, self.every))
     }
 }
 
 impl Tally {
-    fn sum(per_cpu: &[Seen]) -> Self {
+    fn sum(per_cpu: &[Seen], every: u32) -> Self {
         let mut tally = Self::default();
+        let checked = || per_cpu.iter().filter(|seen| seen.checked > 0);
+        if let (Some(first), Some(last)) = (
+            checked().map(|seen| seen.first).min(),
+            checked().map(|seen| seen.last).max(),
+        ) {
+            tally.seconds = Duration::from_nanos(last - first).as_secs_f64();
+            tally.counted = checked()
+                .map(|seen| (seen.checked - 1) * u64::from(every))
+                .sum();
+        }
         for (cpu, seen) in per_cpu.iter().enumerate() {
             if seen.datagrams > 0 {
                 tally.cpus.push(cpu);
@@ -126,9 +142,23 @@ mod tests {
             wrong_ttl,
             ..Seen::default()
         };
-        let tally = Tally::sum(&[seen(0, 0), seen(7, 1), seen(0, 0), seen(2, 0)]);
+        let tally = Tally::sum(&[seen(0, 0), seen(7, 1), seen(0, 0), seen(2, 0)], 1);
         assert_eq!(tally.datagrams, 9);
         assert_eq!(tally.cpus, [1, 3]);
         assert_eq!(tally.wrong(), 1);
+    }
+
+    #[test]
+    fn time_runs_from_the_first_check_to_the_last() {
+        let seen = Seen {
+            datagrams: 2500,
+            checked: 3,
+            first: 1_000_000_000,
+            last: 3_000_000_000,
+            ..Seen::default()
+        };
+        let tally = Tally::sum(&[Seen::default(), seen], 1000);
+        assert_eq!(tally.counted, 2000);
+        assert!((tally.seconds - 2.0).abs() < 1e-9);
     }
 }

@@ -55,6 +55,10 @@ pub struct Seen {
     pub countdown: u64,
     /// Datagrams that were checked.
     pub checked: u64,
+    /// When the first was checked, by CLOCK_MONOTONIC, in nanoseconds.
+    pub first: u64,
+    /// When the last was checked.
+    pub last: u64,
     /// Of those: another source, destination or Ethernet destination than expected.
     pub wrong_address: u64,
     /// Of those: another port than expected.

@@ -17,7 +17,7 @@ use aya_ebpf::{
         xdp_md,
     },
     btf_maps::{Array, PerCpuArray},
-    helpers::generated::{bpf_redirect, bpf_redirect_peer, bpf_skb_load_bytes},
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_load_bytes},
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -199,6 +199,11 @@ unsafe fn swap<T: Copy>(frame: *mut u8, one: usize, other: usize) {
 /// Compares a datagram with what is expected, and sums it up.
 #[inline(always)]
 fn check(context: *mut __sk_buff, expected: &Expected, seen: &mut Seen) {
+    // SAFETY: no arguments.
+    seen.last = unsafe { bpf_ktime_get_ns() };
+    if seen.checked == 0 {
+        seen.first = seen.last;
+    }
     seen.checked += 1;
     let mut frame = [0u8; FRAME];
     // SAFETY: the context outlives the program, and the size is the buffer's.
