@@ -243,6 +243,7 @@ async fn serve(
                 options.config.display()
             );
             tracing::error!("{message}");
+            daemon.engine.alarm(Some(message.clone()));
             daemon.refusal = Some(message);
         }
         None => daemon.keep_good_copy(),

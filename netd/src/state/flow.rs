@@ -177,6 +177,8 @@ where
     Flow<F::Addr>: Wire,
 {
     let mut entries = Entries::<F::Addr>::default();
+    // Room is only reserved: memory that is not written to is not used. Growing would copy.
+    entries.reserve(state.capacity(flows)? as usize);
     // Embryos first: what is promoted between the two reads is seen in both, and the flow wins.
     state.for_each(embryos, |key, flow| {
         entries.insert(key, Entry { flow, embryo: true });

@@ -200,7 +200,7 @@ fn per_cpu<T: Wire>(first: T, between: T, last: T) -> PerCpuValues<Plain<T>> {
     let mut values: Vec<Plain<T>> = (0..cpus).map(|_| Plain(between)).collect();
     values[0] = Plain(first);
     values[cpus - 1] = Plain(last);
-    values.try_into().ok().expect("one value per CPU")
+    values.try_into().expect("one value per CPU")
 }
 
 impl Drop for Fixture {
@@ -215,7 +215,7 @@ impl Drop for Fixture {
     }
 }
 
-/// A program of seventeen or so instructions that writes one event to the ring buffer, as the
+/// A small program that writes one event to the ring buffer, as the
 /// data plane does: user space cannot.
 pub struct Dropper {
     program: OwnedFd,
