@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use netd::lab::{
-    Capture, Daemon, Frame, LabError, LeakGuard, Namespace, Outcome, Question, StandardHost,
-    StandardHostOptions, Want, inject,
+    Capture, Captured, Daemon, Frame, LabError, LeakGuard, Namespace, Outcome, Question,
+    StandardHost, StandardHostOptions, Want, inject,
 };
 
 /// A dropped probe takes this long.
@@ -149,7 +149,7 @@ impl World {
         self.check(name, want, got, ok);
     }
 
-    /// Sends UDP frames from a device, and says which of them were seen at another. Frames are told apart by their
+    /// Sends frames from a device, and says which of them were seen at another. Frames are told apart by their
     /// payload, which is their name; the last one is a control that must arrive.
     pub fn seen(
         &self,
@@ -165,17 +165,18 @@ impl World {
             .collect();
         inject(from.0, from.1, &named).expect("inject");
         let (control, _) = frames.last().expect("a control");
-        capture.wait_for(LONG, |frame| frame.decoded.payload == control.as_bytes());
+        // Of a frame with a type alone, the payload follows the Ethernet header.
+        let is = |frame: &Captured, name: &str| {
+            frame.decoded.payload == name.as_bytes()
+                || frame.bytes.get(14..) == Some(name.as_bytes())
+        };
+        capture.wait_for(LONG, |frame| is(frame, control));
         std::thread::sleep(Duration::from_millis(150));
-        let payloads = capture
-            .stop()
-            .into_iter()
-            .map(|frame| frame.decoded.payload);
-        let seen: BTreeSet<Vec<u8>> = payloads.collect();
+        let seen = capture.stop();
         frames
             .iter()
             .map(|(name, _)| (*name).to_owned())
-            .filter(|name| seen.contains(name.as_bytes()))
+            .filter(|name| seen.iter().any(|frame| is(frame, name)))
             .collect()
     }
 
