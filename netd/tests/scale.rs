@@ -33,20 +33,34 @@ fn ten_thousand_publishes_answer_within_a_second() {
         println!("skipped: needs root");
         return;
     }
-    let host = StandardHost::build(StandardHostOptions { networks: &["def"], ..StandardHostOptions::default() })
-        .expect("a host");
+    let host = StandardHost::build(StandardHostOptions {
+        networks: &["def"],
+        ..StandardHostOptions::default()
+    })
+    .expect("a host");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("netd.toml");
     std::fs::write(&file, config()).expect("a file");
     let pin_dir = format!("/sys/fs/bpf/netd-scale-{}", std::process::id());
     let verb = |name: &str, more: &[&str]| {
         let mut command = host.host.command(env!("CARGO_BIN_EXE_netd"));
-        command.arg(name).args(more).arg("--config").arg(&file).args(["--pin-dir", &pin_dir]);
-        command.arg("--state-dir").arg(directory.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(name)
+            .args(more)
+            .arg("--config")
+            .arg(&file)
+            .args(["--pin-dir", &pin_dir]);
+        command
+            .arg("--state-dir")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     };
     // 20 ports that lead to c0:80, spread over the range by a step that is prime to it.
-    let ports: Vec<u16> = (0..20u32).map(|i| FIRST_PORT + (i * 7_919 % 5_000 * 2) as u16).collect();
+    let ports: Vec<u16> = (0..20u32)
+        .map(|i| FIRST_PORT + (i * 7_919 % 5_000 * 2) as u16)
+        .collect();
 
     let begin = Instant::now();
     let daemon = host.host.spawn(verb("run", &[])).expect("netd starts");
@@ -57,17 +71,26 @@ fn ten_thousand_publishes_answer_within_a_second() {
         if host.tcp("client", to, &quick).answered() {
             waiting.pop();
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "ports {waiting:?} do not answer");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "ports {waiting:?} do not answer"
+        );
     }
     let took = begin.elapsed();
     // The control: a port beyond the range is not published.
-    let beyond = SocketAddr::new("198.18.0.1".parse().expect("an address"), FIRST_PORT + PUBLISHES);
+    let beyond = SocketAddr::new(
+        "198.18.0.1".parse().expect("an address"),
+        FIRST_PORT + PUBLISHES,
+    );
     let control = host.tcp("client", beyond, &quick);
     drop(daemon);
     let unloaded = verb("unload", &["--force"]).status().expect("netd unload");
 
     assert!(!control.answered(), "{control:?}");
     assert!(unloaded.success(), "{unloaded}");
-    println!("{PUBLISHES} publishes: 20 ports answered {} ms after exec", took.as_millis());
+    println!(
+        "{PUBLISHES} publishes: 20 ports answered {} ms after exec",
+        took.as_millis()
+    );
     assert!(took <= LIMIT, "{} ms after exec", took.as_millis());
 }
