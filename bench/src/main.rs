@@ -42,10 +42,10 @@ enum Scenario {
 #[derive(Args, Debug)]
 struct Pps {
     /// Turns of every backend.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Seconds of one turn.
-    #[arg(long, default_value_t = 0.5, value_parser = seconds)]
+    #[arg(long, default_value_t = 0.25, value_parser = seconds)]
     seconds: f64,
     /// Flows, told apart by the client's port.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(topology::MAX_FLOWS)))]
