@@ -3,7 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`abi`] | keys and values of every BPF map: the contract between the daemon and the programs |
-//! | [`drop`] | why a packet is dropped |
+//! | [`mod@drop`] | why a packet is dropped |
 //! | [`wire`] | protocol headers |
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |
@@ -12,7 +12,7 @@
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
 //! | [`nat`] | rewriting a packet, choosing a source port |
-//! | [`decide`] | what happens to a new flow |
+//! | [`mod@decide`] | what happens to a new flow |
 //! | [`pipeline`] | the four hooks |
 //!
 //! Nothing here performs I/O, reads a clock or owns a map: the traits in [`packet`] and [`tables`]
