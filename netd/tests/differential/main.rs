@@ -50,7 +50,7 @@ fn native_and_bpf_agree() {
     }
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let seed = number("NETD_SEED").unwrap_or(0x6e65_7464);
-    let packets = number("NETD_PACKETS").unwrap_or(60_000);
+    let packets = number("NETD_PACKETS").unwrap_or(80_000);
     let host = TestHost::build().expect("build a host");
     let namespace = host.namespace.clone();
     // Not Sync, and not to leave the thread that is in the namespace.
