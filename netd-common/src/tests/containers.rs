@@ -14,6 +14,8 @@ for_both_families! {
     to_a_neighbour_through_the_host
     a_neighbour_as_gateway
     foreign_sources
+    foreign_sources_do_not_leak_where_they_are_allowed
+    foreign_flows_outlive_an_epoch
     strict_macs_and_addresses
     tagged_frames_and_other_ethertypes
     what_the_stack_delivers
@@ -214,6 +216,42 @@ fn foreign_sources<F: Addresses>() {
     let there = host.sends(C0, to_world(F::CLIENT));
     assert_eq!(there.outcome, out::<F>(UP0));
     assert_eq!(there.src(), (F::CLIENT, 1));
+}
+
+fn foreign_sources_do_not_leak_where_they_are_allowed<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    *host.flags(WEB) |= network_flag::SPOOF_OFF;
+    let from = |src| {
+        let frame = Frame::tcp((src, 1), (F::CLIENT, 80), SYN, b"");
+        host.sends(C0, frame)
+    };
+    // A container that forwards for another network: masqueraded for that one.
+    let there = from(F::of(N1A));
+    assert_eq!(there.outcome, out::<F>(UP0));
+    assert_eq!(there.src().0, F::HOST);
+    let reason = dropped(DropReason::MartianSource);
+    for src in [F::LOOPBACK, F::HOST, F::Addr::default()] {
+        assert_eq!(from(src).outcome, reason);
+    }
+    let there = from(F::GATEWAY);
+    assert_eq!(there.outcome, out::<F>(UP0));
+    assert_eq!(there.src(), (F::GATEWAY, 1), "of no network");
+}
+
+fn foreign_flows_outlive_an_epoch<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    *host.flags(WEB) |= network_flag::SPOOF_OFF;
+    let there = Frame::udp((F::GATEWAY, 1), (F::CLIENT, 53), b"?");
+    let back = || Frame::udp((F::CLIENT, 53), (F::GATEWAY, 1), b"!");
+    assert_eq!(host.sends(C0, there).outcome, out::<F>(UP0));
+    assert_eq!(host.arrive(UP0, back()).outcome, Outcome::Peer(C0));
+    host.model.config.epoch += 1;
+    assert_eq!(host.arrive(UP0, back()).outcome, Outcome::Peer(C0));
+    // Where foreign sources are not allowed (any more), the flow ends.
+    *host.flags(WEB) &= !network_flag::SPOOF_OFF;
+    host.model.config.epoch += 1;
+    let reason = DropReason::FlowEnded;
+    assert_eq!(host.arrive(UP0, back()).outcome, dropped(reason));
 }
 
 fn strict_macs_and_addresses<F: Addresses>() {
