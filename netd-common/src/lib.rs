@@ -3,7 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`abi`] | keys and values of every BPF map: the contract between the daemon and the programs |
-//! | [`drop`] | why a packet is dropped |
+//! | [`mod@drop`] | why a packet is dropped |
 //! | [`wire`] | protocol headers |
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |

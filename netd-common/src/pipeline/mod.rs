@@ -55,9 +55,9 @@ pub enum Outcome {
     Drop(DropReason),
     /// Into the namespace of this host veth's peer.
     Peer(u32),
-    /// Out of this interface, to the IPv4 next hop in [`Scratch::hop`].
+    /// Out of this interface, to the IPv4 next hop in [`crate::tables::Scratch::hop`].
     Neighbour4(u32),
-    /// Out of this interface, to the IPv6 next hop in [`Scratch::hop`].
+    /// Out of this interface, to the IPv6 next hop in [`crate::tables::Scratch::hop`].
     Neighbour6(u32),
 }
 
