@@ -12,7 +12,7 @@
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
 //! | [`nat`] | rewriting a packet, choosing a source port |
-//! | [`decide`] | what happens to a new flow |
+//! | [`mod@decide`] | what happens to a new flow |
 //! | [`pipeline`] | the four hooks |
 //!
 //! Nothing here performs I/O, reads a clock or owns a map: the traits in [`packet`] and [`tables`]

@@ -172,7 +172,7 @@ pub struct Scratch<A> {
     pub original: Flow<A>,
     /// Entry of the replies.
     pub reply: Flow<A>,
-    /// Next hop of a packet that leaves by an uplink.
+    /// Next hop of a [`crate::pipeline::Outcome::Neighbour4`].
     pub hop: [u8; 16],
 }
 

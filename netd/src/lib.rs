@@ -6,6 +6,7 @@ pub mod collect;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod demo;
 pub mod desired;
 pub mod host;
 pub mod lab;

@@ -97,6 +97,20 @@ pub fn tear_down(pin_dir: &Path, files: &RunFiles, facts: &HostFacts) -> Vec<Str
     let state = RunState::load(&files.state);
     let mut note = |failure: String| failures.push(failure);
 
+    // Forwarding goes off while the guards are still there.
+    if let Some(state) = &state {
+        for change in state.sysctls.values() {
+            if let Err(error) = change.restore() {
+                note(error.to_string());
+            }
+        }
+        if let Some(ports) = state.reserved_ports {
+            let list = reserved_list(&facts.settings.reserved_ports, None, Some(ports));
+            if let Err(error) = host::set_sysctl(RESERVED_PORTS, &reserved_text(&list)) {
+                note(error.to_string());
+            }
+        }
+    }
     let clsact = state
         .as_ref()
         .is_none_or(|state| state.fallbacks.attach == AttachMode::Clsact);
@@ -112,19 +126,6 @@ pub fn tear_down(pin_dir: &Path, files: &RunFiles, facts: &HostFacts) -> Vec<Str
     // Other things may be in it.
     let _ = fs::remove_dir(pin_dir);
 
-    if let Some(state) = state {
-        for change in state.sysctls.values() {
-            if let Err(error) = change.restore() {
-                note(error.to_string());
-            }
-        }
-        if let Some(ports) = state.reserved_ports {
-            let list = reserved_list(&facts.settings.reserved_ports, None, Some(ports));
-            if let Err(error) = host::set_sysctl(RESERVED_PORTS, &reserved_text(&list)) {
-                note(error.to_string());
-            }
-        }
-    }
     for path in [&files.socket, &files.state, &files.lock] {
         remove(path, &mut note);
     }
@@ -134,11 +135,23 @@ pub fn tear_down(pin_dir: &Path, files: &RunFiles, facts: &HostFacts) -> Vec<Str
     failures
 }
 
-fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
-    let links = version.join("links");
+/// Removes the links of every version, and with them the programs. Returns what could not be done.
+pub fn detach_links(pin_dir: &Path) -> Vec<String> {
+    let mut failures = Vec::new();
+    for version in versions(pin_dir) {
+        remove_links(&version, &mut |failure| failures.push(failure));
+    }
+    failures
+}
+
+fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
     // Programs go in the order opposite to the one in which they come: guards last.
     let mut pins: BTreeMap<(usize, String), PathBuf> = BTreeMap::new();
-    for entry in fs::read_dir(&links).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(version.join("links"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         let order = Attachment::from_pin_name(&name)
             .and_then(|found| Hook::ALL.iter().rev().position(|hook| *hook == found.hook));
@@ -147,14 +160,15 @@ fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
     for path in pins.values() {
         remove(path, note);
     }
-    for entry in fs::read_dir(version.join("maps"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+}
+
+fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
+    remove_links(version, note);
+    let maps = version.join("maps");
+    for entry in fs::read_dir(&maps).into_iter().flatten().flatten() {
         remove(&entry.path(), note);
     }
-    for directory in [&links, &version.join("maps"), &version.to_owned()] {
+    for directory in [&version.join("links"), &maps, &version.to_owned()] {
         match fs::remove_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 note(format!(

@@ -591,3 +591,128 @@ fn ids_stay_when_networks_go() {
     assert_eq!(id(&host), Some(before));
     assert!(Path::new(&host.pin_dir).exists());
 }
+
+/// The flow table, as bytes: a key of 16 and a value of 88.
+fn flow_table(
+    host: &Host,
+    name: &str,
+) -> aya::maps::HashMap<aya::maps::MapData, [u8; 16], [u8; 88]> {
+    let data = aya::maps::MapData::from_pin(host.pin_dir.join("v1/maps").join(name)).unwrap();
+    let map = aya::maps::Map::from_map_data(data).unwrap();
+    map.try_into().unwrap()
+}
+
+/// Both halves of a connection from a client's port to 198.18.0.1:8080, which leads to
+/// 10.201.1.2:`inside`.
+fn connection(client_port: u16, inside: u16, last_seen: u32) -> [([u8; 16], [u8; 88]); 2] {
+    use netd_common::abi::{Flow, Tuple, V4Addr, flow_flag, flow_kind};
+    use netd_common::conntrack::State;
+
+    let (client, address) = (V4Addr([198, 18, 0, 2]), V4Addr([198, 18, 0, 1]));
+    let container = V4Addr([10, 201, 1, 2]);
+    let tuple = |src, sport: u16, dst, dport: u16| Tuple {
+        src,
+        dst,
+        sport: sport.to_be_bytes(),
+        dport: dport.to_be_bytes(),
+        proto: 6,
+        reserved: [0; 3],
+    };
+    let flow = |to: Tuple<V4Addr>, flags| Flow {
+        src: to.src,
+        dst: to.dst,
+        sport: to.sport,
+        dport: to.dport,
+        flags,
+        last_seen,
+        generation: u32::from(client_port),
+        state: State::Established as u8,
+        kind: flow_kind::PUBLISH,
+        ..Flow::default()
+    };
+    let original = tuple(client, client_port, address, 8080);
+    let inner = tuple(client, client_port, container, inside);
+    let entry = |key: Tuple<V4Addr>, value: Flow<V4Addr>| {
+        // SAFETY: both are plain data without padding, of exactly these sizes.
+        unsafe {
+            (
+                std::mem::transmute::<Tuple<V4Addr>, [u8; 16]>(key),
+                std::mem::transmute::<Flow<V4Addr>, [u8; 88]>(value),
+            )
+        }
+    };
+    [
+        entry(original, flow(inner, flow_flag::REWRITE_DST)),
+        entry(
+            inner.reversed(),
+            flow(
+                original.reversed(),
+                flow_flag::REWRITE_SRC | flow_flag::REPLY,
+            ),
+        ),
+    ]
+}
+
+#[test]
+fn flows_end_when_idle_and_with_their_publish() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::new();
+    let publish = |ports: &str| WEB.replace("\"8000-8099\"", ports);
+    host.write(&publish("8080"));
+    host.start(&[]);
+    let now = (netd::host::monotonic_nanoseconds() / 1_000_000_000) as u32;
+    let mut table = flow_table(&host, "FLOWS_V4");
+    let alive = connection(40000, 8080, now);
+    // A boot may be younger than a connection's lifetime (5 days): an unknown state has none.
+    let mut idle = connection(40001, 8080, 0);
+    for (_, value) in &mut idle {
+        let state = std::mem::offset_of!(netd_common::abi::Flow<netd_common::abi::V4Addr>, state);
+        value[state] = 0;
+    }
+    for (key, value) in alive.iter().chain(&idle) {
+        table.insert(key, value, 0).unwrap();
+    }
+    let there = |entries: &[([u8; 16], [u8; 88])]| {
+        let table = flow_table(&host, "FLOWS_V4");
+        entries
+            .iter()
+            .filter(|(key, _)| table.get(key, 0).is_ok())
+            .count()
+    };
+    host.wait("the idle connection is collected", |_| there(&idle) == 0);
+    assert_eq!(there(&alive), 2);
+
+    // Another port is published: nothing of this one changes.
+    host.write(&format!("{}{}", publish("8080"), "[[publish]]\nnetwork = \"web\"\ncontainer = \"10.201.1.2\"\nhost_ports = 8081\ncontainer_ports = 81\n"));
+    assert_eq!(host.exit(&["reload"]), 0);
+    assert_eq!(there(&alive), 2);
+    host.write(&publish("8081"));
+    assert_eq!(host.exit(&["reload"]), 0);
+    assert_eq!(
+        there(&alive),
+        0,
+        "the mapping is gone, and its connections with it"
+    );
+}
+
+#[test]
+fn ways_of_attaching_do_not_pile_up() {
+    if !is_root() {
+        return;
+    }
+    let mut host = Host::new();
+    let attached = |host: &Host| {
+        [AttachMode::Tcx, AttachMode::Clsact]
+            .map(|mode| host.actual(mode).unwrap().attachments.len())
+    };
+    host.start(&["--no-tcx"]);
+    assert_eq!(attached(&host), [0, 4]);
+    host.stop(SIGTERM);
+    host.start(&[]);
+    host.wait("only links are left", |host| attached(host) == [4, 0]);
+    host.stop(SIGTERM);
+    host.start(&["--no-tcx"]);
+    host.wait("only filters are left", |host| attached(host) == [0, 4]);
+}

@@ -6,17 +6,38 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::toolchain::Toolchain;
+use crate::system::Machine;
+use crate::toolchain::{Inventory, Toolchain};
 
 /// The BPF target of the machines that netd supports: little endian.
 pub const TARGET: &str = "bpfel-unknown-none";
 
+/// The objects that the package has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// netd's data plane.
+    Netd,
+    /// The benchmark's generator and sinks.
+    Bench,
+}
+
+impl Object {
+    fn binary(self) -> &'static str {
+        match self {
+            Self::Netd => "netd-ebpf",
+            Self::Bench => "netd-bench-ebpf",
+        }
+    }
+}
+
 /// What to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Build {
+    object: Object,
     /// Features of `netd-ebpf`, sorted.
     features: Vec<String>,
     /// The architecture of the kernel that will run the object, as in `CARGO_CFG_TARGET_ARCH`.
@@ -33,12 +54,26 @@ pub enum Verb {
 }
 
 impl Build {
-    /// A build with the given features of `netd-ebpf`, for kernels on `arch`.
+    /// A build of netd's programs with the given features of `netd-ebpf`, for kernels on `arch`.
     pub fn new(features: impl IntoIterator<Item = impl Into<String>>, arch: &str) -> Self {
+        Self::of(Object::Netd, features, arch)
+    }
+
+    /// A build of the benchmark's programs, for kernels on `arch`.
+    pub fn bench(arch: &str) -> Self {
+        Self::of(Object::Bench, [] as [&str; 0], arch)
+    }
+
+    fn of(
+        object: Object,
+        features: impl IntoIterator<Item = impl Into<String>>,
+        arch: &str,
+    ) -> Self {
         let mut features: Vec<String> = features.into_iter().map(Into::into).collect();
         features.sort();
         features.dedup();
         Self {
+            object,
             features,
             arch: arch.to_owned(),
         }
@@ -61,7 +96,8 @@ impl Build {
     pub fn object(&self, target: &Path) -> PathBuf {
         self.directory(target)
             .join(TARGET)
-            .join("release/netd-ebpf")
+            .join("release")
+            .join(self.object.binary())
     }
 
     /// The cargo command that does `verb` in the source tree at `workspace`.
@@ -83,7 +119,7 @@ impl Build {
             .env("CARGO_ENCODED_RUSTFLAGS", self.rustflags(toolchain))
             .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false");
         match verb {
-            Verb::Build => command.arg("build"),
+            Verb::Build => command.args(["build", "--bin", self.object.binary()]),
             // What cargo-clippy does, without the subcommand: not every cargo package has it.
             Verb::Clippy => {
                 if let Some(driver) = &compiler.clippy_driver {
@@ -120,6 +156,49 @@ impl Build {
         ]
         .join("\u{1f}")
     }
+}
+
+/// Builds the object from a build script: says what it is made of, compiles it, and returns a
+/// copy below `OUT_DIR`, so that another profile's build does not change the file under this one.
+///
+/// `inputs` are paths in the workspace, beside the manifests that every build depends on.
+///
+/// # Errors
+/// A missing compiler or linker, with the way to get it, or a build that fails.
+pub fn build_object(build: &Build, inputs: &[&str]) -> Result<PathBuf, String> {
+    let workspace = crate::workspace();
+    for input in ["Cargo.lock", "Cargo.toml"].iter().chain(inputs) {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
+    }
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+
+    let target = crate::target_dir();
+    let toolchain = Inventory::take(&Machine, &target.join("tools"))
+        .choose()
+        .map_err(|missing| format!("cannot build netd's BPF programs: {missing}"))?;
+    for tool in [&toolchain.linker.path, &toolchain.compiler.rustc] {
+        println!("cargo::rerun-if-changed={}", tool.display());
+    }
+
+    let mut command = build.command(Verb::Build, &toolchain, &workspace, &target);
+    let status = command
+        .status()
+        .map_err(|e| format!("cannot start {}: {e}", toolchain.compiler.cargo.display()))?;
+    if !status.success() {
+        return Err(format!(
+            "netd's BPF programs do not build with {}; the compiler's messages are above",
+            toolchain.compiler
+        ));
+    }
+
+    let object = build.object(&target);
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
+    let copy = out.join(format!("{}.o", build.object.binary()));
+    fs::copy(&object, &copy).map_err(|e| format!("cannot copy {}: {e}", object.display()))?;
+    Ok(copy)
 }
 
 /// Takes out what an outer cargo or rustup says to its own children: the inner build has another

@@ -20,7 +20,8 @@ use anyhow::{Context as _, bail};
 
 use crate::exit::Cannot;
 use crate::setup::apt;
-use crate::setup::plan::{Need, program_names};
+use crate::setup::plan::Need;
+use crate::setup::programs;
 use crate::system::{Machine, System as _};
 use crate::{process, target_dir};
 use cpio::Archive;
@@ -87,7 +88,7 @@ impl KernelVm {
         vm.archive.file(&busybox, "/init-tools/busybox", 0o755)?;
         // A shell of the host: the one in busybox prefers its own `ip` to that in PATH.
         let others = ["sh", "bash", "nsenter", "sysctl", "unshare"];
-        for name in program_names(Need::Network).chain(others) {
+        for name in programs::names(Need::Network).chain(others) {
             if let Some(path) = Machine.in_path(name) {
                 vm.add_program(&path)?;
             }

@@ -6,6 +6,7 @@
 
 pub mod apt;
 pub mod plan;
+pub mod programs;
 
 use std::process::{Command, ExitCode};
 

@@ -238,6 +238,9 @@ fn print(stats: &Stats) {
             Some(error) => println!("  {:<24}refused: {error}", p.name),
         }
     }
+    println!(
+        "  stack: bytes of all functions together; the kernel limits the deepest chain to 512"
+    );
 }
 
 #[cfg(test)]

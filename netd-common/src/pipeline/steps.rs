@@ -95,9 +95,9 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
     }
 }
 
-/// Argument of [`decide`]: the packet in hand has no flow yet.
+/// Argument of [`decide()`]: the packet in hand has no flow yet.
 pub const FRESH: u32 = 1;
-/// Argument of [`decide`]: about the flow whose opening tuple is `scratch.tuple`, again.
+/// Argument of [`decide()`]: about the flow whose opening tuple is `scratch.tuple`, again.
 pub const AGAIN: u32 = 0;
 
 /// A parsed packet of a container that the fast path did not take.
@@ -120,7 +120,7 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
     super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
 }
 
-/// A packet of a known flow. `decision` is what [`decide`] said of it, or [`UNDECIDED`]. Returns a
+/// A packet of a known flow. `decision` is what [`decide()`] said of it, or [`UNDECIDED`]. Returns a
 /// [`Verdict`], or asks for a decision, or asks to judge the packet as one without a flow.
 #[inline(always)]
 pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
@@ -230,7 +230,7 @@ const fn encode(reason: DropReason) -> u32 {
     REASON + reason as u32
 }
 
-/// What [`decide`] and [`create`] say.
+/// What [`decide()`] and [`create`] say.
 ///
 /// # Errors
 /// The reason to drop the packet.

@@ -113,7 +113,7 @@ impl Report {
                 t.icmp_id,
             )
         };
-        flows.sort_by(|a, b| order(a).cmp(&order(b)));
+        flows.sort_by_key(order);
         let total = flows.len();
         flows.truncate(limit);
         Self {
@@ -162,7 +162,7 @@ pub fn render(report: &Report) -> String {
     let mut table = output::table(&headers, &["SENT", "RECEIVED", "IDLE", "EXPIRES"]);
     for flow in &report.flows {
         table.add_row([
-            flow.protocol.clone(),
+            flow.protocol.to_string(),
             flow.kind.to_owned(),
             state_text(flow),
             output::tuple(&flow.original),

@@ -1,6 +1,7 @@
 //! The `netd` command: one module per verb.
 
 mod check;
+mod demo;
 pub mod drops;
 pub mod flows;
 mod output;
@@ -110,6 +111,9 @@ enum Verb {
     Reload(reload::Args),
     /// Remove everything that netd put into the kernel.
     Unload(unload::Args),
+    /// Show what netd does on a host full of other firewalls: in namespaces of its own, nothing is left.
+    #[command(after_help = demo::EXIT_CODES)]
+    Demo(demo::Args),
     /// What this kernel's verifier says about every program.
     #[command(hide = true)]
     VerifierStats {
@@ -150,6 +154,7 @@ pub fn main() -> ExitCode {
         Verb::Drops(args) => drops::run(global, args),
         Verb::Reload(args) => reload::run(global, args),
         Verb::Unload(args) => unload::run(global, args),
+        Verb::Demo(args) => demo::run(args),
         Verb::VerifierStats { json } => verifier_stats::run(*json),
         Verb::Completions(args) => shell::completions(Cli::command(), args),
         Verb::Man(args) => shell::man(&Cli::command(), args),

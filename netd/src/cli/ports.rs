@@ -80,7 +80,7 @@ pub fn render(report: &Report) -> String {
         }
         table.add_row([
             output::or_dash(port.network.as_ref()),
-            port.protocol.clone(),
+            port.protocol.to_string(),
             with_ports(port.host, port.host_ports.to_string()),
             with_ports(port.container, port.container_ports.to_string()),
             output::or_dash(port.interface.as_ref()),

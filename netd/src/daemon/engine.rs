@@ -1,7 +1,7 @@
 //! One synchronisation: read the host, decide, compare, apply.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -9,11 +9,14 @@ use thiserror::Error;
 
 use crate::apply::{self, Failure};
 use crate::config::Config;
-use crate::dataplane::{Actual, Dataplane as _, DataplaneError, Kernel, Tables};
+use crate::dataplane::{
+    Actual, AttachMode, Dataplane as _, DataplaneError, Kernel, Tables, detach_clsact,
+};
 use crate::desired::{self, Ids, TooManyNetworks};
 use crate::host::{HostError, HostFacts, HostReader, LinkKind, SysctlChange};
 use crate::plan::{self, Step};
 use crate::run_state::{Alarm, RunState};
+use crate::teardown;
 
 /// The daemon's state between two synchronisations.
 pub(super) struct Engine {
@@ -139,6 +142,26 @@ impl Engine {
             .map(|link| link.ifindex)
             .collect();
         Ok(Synced { steps, bridges })
+    }
+
+    /// Detaches what an earlier daemon attached in the way that this one does not use: packets
+    /// would be decided twice.
+    pub(super) fn detach_other(&mut self, attach: AttachMode, pin_dir: &Path) {
+        let failures = match attach {
+            AttachMode::Tcx => match self.reader.read(|_| false) {
+                Ok(facts) => {
+                    let failures = detach_clsact(&facts, &self.state.qdiscs);
+                    self.state.qdiscs.clear();
+                    failures.iter().map(ToString::to_string).collect()
+                }
+                Err(error) => vec![error.to_string()],
+            },
+            AttachMode::Clsact => teardown::detach_links(pin_dir),
+        };
+        for failure in failures {
+            tracing::warn!("{failure}");
+        }
+        self.save();
     }
 
     /// Every flow looks up its route again.

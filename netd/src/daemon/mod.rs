@@ -177,10 +177,6 @@ fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| cpus as u32)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "called once, from the line above"
-)]
 async fn serve(
     options: &Options,
     start: Start,
@@ -214,6 +210,7 @@ async fn serve(
         options.sabotage,
     )?;
     let before = RunState::load(&files.state);
+    let attached_before = before.as_ref().map(|before| before.fallbacks.attach);
     let state = initial_state(options, &loaded, &load, features, before, instead.is_some());
     let kernel = Kernel::load(&load, state.qdiscs.clone())?;
     give_memory_back();
@@ -229,6 +226,8 @@ async fn serve(
         text: loaded.text,
         refusal: None,
         sync_at: None,
+        synced: None,
+        watch_at: None,
         bump_at: None,
         file_at: None,
         bumped: None,
@@ -244,11 +243,15 @@ async fn serve(
                 options.config.display()
             );
             tracing::error!("{message}");
+            daemon.engine.alarm(Some(message.clone()));
             daemon.refusal = Some(message);
         }
         None => daemon.keep_good_copy(),
     }
     daemon.sync(&mut watch);
+    if attached_before.is_some_and(|before| before != load.attach) {
+        daemon.engine.detach_other(load.attach, &daemon.pin_dir);
+    }
     tracing::info!(
         "netd {} runs: {} networks, {} publishes, mode {}, {:?}, ready in {:.0} ms",
         env!("CARGO_PKG_VERSION"),
@@ -265,7 +268,18 @@ async fn serve(
     let answer: Option<oneshot::Sender<Answer>> = loop {
         tokio::select! {
             biased;
-            woken = watch.changed() => daemon.woken(woken),
+            woken = changed(&mut watch, daemon.watch_at) => {
+                if woken.is_err() {
+                    daemon.watch_at = Some(Instant::now() + RETRY);
+                    // The old one goes on being asked, if there can be no new one.
+                    if let Ok(new) = HostWatch::open() {
+                        watch = new;
+                    }
+                } else {
+                    daemon.watch_at = None;
+                }
+                daemon.woken(woken);
+            }
             () = until(daemon.bump_at) => daemon.bump(),
             () = until(daemon.sync_at) => daemon.sync(&mut watch),
             Some((command, answer)) = commands.recv() => match command {
@@ -291,6 +305,8 @@ async fn serve(
     daemon.engine.state.stopped_at = Some(Timestamp::now());
     daemon.engine.save();
     tracing::info!("netd leaves; the data plane stays in force as it is");
+    // While the lock is held: the next daemon makes its own.
+    let _ = std::fs::remove_file(&files.socket);
     drop(lock);
     if let Some(answer) = answer {
         let _ = answer.send(Answer::done("left; the data plane stays as it is"));
@@ -305,6 +321,14 @@ async fn until(at: Option<Instant>) {
         Some(at) => sleep_until(at.into()).await,
         None => pending().await,
     }
+}
+
+/// The next change of the host; not before `pause`, so that a watch that fails does not spin.
+async fn changed(watch: &mut HostWatch, pause: Option<Instant>) -> std::io::Result<Wake> {
+    if let Some(pause) = pause {
+        sleep_until(pause.into()).await;
+    }
+    watch.changed().await
 }
 
 async fn file_changed(watch: &mut Option<FileWatch>) -> std::io::Result<()> {
@@ -377,6 +401,9 @@ struct Daemon<'a> {
     /// Why the file that is there now is not in force.
     refusal: Option<String>,
     sync_at: Option<Instant>,
+    synced: Option<Instant>,
+    /// The host's changes are not asked for before.
+    watch_at: Option<Instant>,
     bump_at: Option<Instant>,
     /// The file may have changed; it is read then.
     file_at: Option<Instant>,
@@ -409,12 +436,16 @@ impl Daemon<'_> {
                 _ => self.bump(),
             }
         }
-        let patience = if wake == Wake::NEIGHBOURS {
-            COALESCE_NEIGHBOURS
+        let at = if wake == Wake::NEIGHBOURS {
+            now + COALESCE_NEIGHBOURS
+        } else if wake.contains(Wake::LINKS) {
+            // A container's new port is open to its neighbours until it has its programs: the
+            // first one at once.
+            self.synced
+                .map_or(now, |synced| (synced + COALESCE).max(now))
         } else {
-            COALESCE
+            now + COALESCE
         };
-        let at = now + patience;
         self.sync_at = Some(self.sync_at.map_or(at, |planned| planned.min(at)));
     }
 
@@ -426,7 +457,9 @@ impl Daemon<'_> {
 
     fn sync(&mut self, watch: &mut HostWatch) {
         let began = Instant::now();
-        let error = match self.engine.sync() {
+        let result = self.engine.sync();
+        self.synced = Some(Instant::now());
+        let error = match result {
             Ok(synced) => {
                 watch.set_bridges(synced.bridges);
                 if let Some(report) = self.sync_errors.recovered() {

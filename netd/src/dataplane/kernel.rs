@@ -322,16 +322,10 @@ impl Kernel {
         let mut loader = loader(options);
         for (name, entries) in &entries {
             loader.map_max_entries(name, *entries);
-            loader.map_pin_path(*name, maps.join(name));
+            loader.map_pin_path(name, maps.join(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
-        let mut programs = HashMap::new();
-        for hook in Hook::ALL {
-            let program = program(&mut ebpf, hook)?;
-            program.load().map_err(|error| load_error(&error))?;
-            let info = program.info().map_err(|error| load_error(&error))?;
-            programs.insert(hook, info.id());
-        }
+        let programs = load_programs(&mut ebpf)?;
         let mut maps = Maps::open(&maps)?;
         let mut config = maps.config()?;
         if config.seed == 0 {
@@ -548,12 +542,7 @@ pub fn load_unattached(options: &LoadOptions) -> Result<(), DataplaneError> {
         loader.map_max_entries(shape.name, shape.entries);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
-    for hook in Hook::ALL {
-        program(&mut ebpf, hook)?
-            .load()
-            .map_err(|error| load_error(&error))?;
-    }
-    Ok(())
+    load_programs(&mut ebpf).map(drop)
 }
 
 /// Detaches every filter of netd in this network namespace, and removes the qdiscs that netd made
@@ -574,8 +563,42 @@ pub fn detach_clsact(facts: &HostFacts, qdiscs: &BTreeSet<u32>) -> Vec<Dataplane
     failures
 }
 
+/// Loads every program, all at once: the verifier walks through each for a while, on one CPU.
+/// Returns their ids.
+fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<Hook, u32>, DataplaneError> {
+    for hook in Hook::ALL {
+        program(ebpf, hook)?;
+    }
+    std::thread::scope(|scope| {
+        let loading: Vec<_> = ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| {
+                let hook = Hook::ALL.into_iter().find(|hook| hook.program() == name)?;
+                let program: &mut SchedClassifier = program.try_into().ok()?;
+                Some((hook, program))
+            })
+            .map(|(hook, program)| {
+                scope.spawn(move || {
+                    program.load().map_err(|error| load_error(&error))?;
+                    let info = program.info().map_err(|error| load_error(&error))?;
+                    Ok((hook, info.id()))
+                })
+            })
+            .collect();
+        loading
+            .into_iter()
+            .map(|thread| {
+                let panicked = |_| DataplaneError::Load("a loading thread panicked".to_owned());
+                thread.join().map_err(panicked)?
+            })
+            .collect()
+    })
+}
+
 fn loader(options: &LoadOptions) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    // The programs have no CO-RE relocations; the kernel's BTF would only take memory.
+    loader.btf(None);
     loader.override_global("FEATURES", global(options.features.bits()), false);
     loader.override_global("SABOTAGE", global(options.sabotage), false);
     loader
@@ -633,8 +656,8 @@ where
 {
     let mut ended = Vec::new();
     table.walk(|tuple, flow| {
-        if filter.matches(tuple, flow) {
-            ended.push(*tuple);
+        if filter.matches(&tuple, &flow) {
+            ended.push(tuple);
         }
     })?;
     Ok(ended.iter().filter(|tuple| table.remove(tuple)).count())
@@ -655,8 +678,8 @@ where
     let mut idle = Vec::new();
     table.walk(|tuple, flow| {
         collected.seen += 1;
-        if is_expired(now, flow, None) {
-            idle.push((*tuple, *flow));
+        if is_expired(now, &flow, None) {
+            idle.push((tuple, flow));
         }
     })?;
     for (tuple, flow) in idle {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::lpm_trie::Key as LpmKey;
@@ -16,8 +15,8 @@ use netd_common::wire::Wire;
 
 use super::DataplaneError;
 use super::pod::Pod;
-use super::sys::for_each_entry;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
+use crate::state::batch::for_each;
 
 struct HashTable<K, V>(HashMap<MapData, Pod<K>, Pod<V>>);
 struct LpmTable<P: IsPrefix, V>(LpmTrie<MapData, Pod<P::Data>, Pod<V>>);
@@ -123,8 +122,8 @@ fn cause(error: MapError) -> io::Error {
 /// A flow table.
 pub(super) struct FlowTable<A> {
     name: &'static str,
-    /// For walking it; aya's map does not show its own.
-    fd: OwnedFd,
+    /// For walking it: aya's typed map does not show its own.
+    data: MapData,
     map: HashMap<MapData, Pod<Tuple<A>>, Pod<Flow<A>>>,
 }
 
@@ -135,19 +134,13 @@ where
 {
     fn open(directory: &Path, name: &'static str) -> Result<Self, DataplaneError> {
         let data = MapData::from_pin(directory.join(name)).map_err(|e| unreadable(name, e))?;
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|source| DataplaneError::ReadMap { map: name, source })?;
-        let map = Map::from_map_data(data).map_err(|error| unreadable(name, error))?;
-        let map = HashMap::try_from(map).map_err(|error| unreadable(name, error))?;
-        Ok(Self { name, fd, map })
+        let map = pinned(directory, name, HashMap::try_from)?;
+        Ok(Self { name, data, map })
     }
 
-    /// Calls `visit` with every entry; see [`for_each_entry`].
-    pub(super) fn walk(
-        &self,
-        visit: impl FnMut(&Tuple<A>, &Flow<A>),
-    ) -> Result<(), DataplaneError> {
-        for_each_entry(&self.fd, visit).map_err(|source| DataplaneError::ReadMap {
+    /// Calls `visit` with every entry; see [`for_each`].
+    pub(super) fn walk(&self, visit: impl FnMut(Tuple<A>, Flow<A>)) -> Result<(), DataplaneError> {
+        for_each(&self.data, visit).map_err(|source| DataplaneError::ReadMap {
             map: self.name,
             source,
         })

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
-use netd_common::abi::*;
+use netd_common::abi::map;
 use thiserror::Error;
 
 use super::Sizes;
+use crate::state::shape::SHAPES;
 
 /// What makes two maps interchangeable.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,52 +65,19 @@ const NO_PREALLOC: u32 = 1;
 
 /// The shape of every map of the ABI, with these sizes.
 pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
-    use MapType::{Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf};
-    fn of<K, V>(name: &'static str, kind: MapType, entries: u32) -> Shape {
-        // A trie's key begins with the prefix length.
-        let trie = kind == LpmTrie;
-        let ring = kind == RingBuf;
-        Shape {
-            name,
-            kind,
-            key: if ring {
-                0
-            } else {
-                size_of::<K>() as u32 + if trie { 4 } else { 0 }
-            },
-            value: if ring { 0 } else { size_of::<V>() as u32 },
-            entries,
-            flags: if trie { NO_PREALLOC } else { 0 },
-        }
-    }
-    type A4 = V4Addr;
-    type A6 = V6Addr;
-    let n = |name| sizes.entries(name);
-    vec![
-        of::<u32, Config>(map::CONFIG, Array, 1),
-        of::<u32, Endpoint>(map::ENDPOINTS, Hash, n(map::ENDPOINTS)),
-        of::<A4, EndpointAddress>(map::ADDRS_V4, Hash, n(map::ADDRS_V4)),
-        of::<A6, EndpointAddress>(map::ADDRS_V6, Hash, n(map::ADDRS_V6)),
-        of::<u32, Network>(map::NETWORKS, Array, n(map::NETWORKS)),
-        of::<NetworkInterface, u32>(map::TRUSTED, Hash, n(map::TRUSTED)),
-        of::<A4, Subnet>(map::SUBNETS_V4, LpmTrie, n(map::SUBNETS_V4)),
-        of::<A6, Subnet>(map::SUBNETS_V6, LpmTrie, n(map::SUBNETS_V6)),
-        of::<A4, LocalAddress>(map::LOCAL_V4, LpmTrie, n(map::LOCAL_V4)),
-        of::<A6, LocalAddress>(map::LOCAL_V6, LpmTrie, n(map::LOCAL_V6)),
-        of::<u32, Uplink>(map::UPLINKS, Hash, n(map::UPLINKS)),
-        of::<PortPrefix<A4>, Backend<A4>>(map::PUBLISH_V4, LpmTrie, n(map::PUBLISH_V4)),
-        of::<PortPrefix<A6>, Backend<A6>>(map::PUBLISH_V6, LpmTrie, n(map::PUBLISH_V6)),
-        of::<PortPrefix<A4>, u32>(map::EXPOSED_V4, LpmTrie, n(map::EXPOSED_V4)),
-        of::<PortPrefix<A6>, u32>(map::EXPOSED_V6, LpmTrie, n(map::EXPOSED_V6)),
-        of::<u32, u64>(map::PORTS, Array, PORT_WORDS),
-        of::<Tuple<A4>, Flow<A4>>(map::FLOWS_V4, Hash, n(map::FLOWS_V4)),
-        of::<Tuple<A6>, Flow<A6>>(map::FLOWS_V6, Hash, n(map::FLOWS_V6)),
-        of::<Tuple<A4>, Flow<A4>>(map::EMBRYOS_V4, LruHash, n(map::EMBRYOS_V4)),
-        of::<Tuple<A6>, Flow<A6>>(map::EMBRYOS_V6, LruHash, n(map::EMBRYOS_V6)),
-        of::<DropKey, DropCount>(map::DROPS, LruPerCpuHash, n(map::DROPS)),
-        of::<(), ()>(map::DROP_EVENTS, RingBuf, n(map::DROP_EVENTS)),
-        of::<u32, Verdicts>(map::VERDICTS, PerCpuArray, u32::from(hook::COUNT)),
-    ]
+    let all = SHAPES.iter().map(|(name, shape)| Shape {
+        name,
+        kind: shape.kind,
+        key: shape.key,
+        value: shape.value,
+        entries: sizes.entries(name),
+        flags: if shape.kind == MapType::LpmTrie {
+            NO_PREALLOC
+        } else {
+            0
+        },
+    });
+    all.collect()
 }
 
 /// True for the tables whose size is a matter of memory, not of the ABI: one that exists is kept
@@ -189,7 +157,7 @@ mod tests {
         let publish = *shapes.iter().find(|s| s.name == map::PUBLISH_V4).unwrap();
         assert_eq!(
             (publish.key, publish.value, publish.flags),
-            (12, 12, NO_PREALLOC)
+            (16, 12, NO_PREALLOC)
         );
         assert_eq!(difference(&publish, &publish), None);
         let other = Shape {
@@ -201,7 +169,7 @@ mod tests {
         };
         assert_eq!(
             difference(&publish, &other).unwrap(),
-            "type Hash instead of LpmTrie, key size 8 instead of 12, \
+            "type Hash instead of LpmTrie, key size 8 instead of 16, \
              number of entries 1 instead of 65536, flags 0 instead of 1"
         );
     }

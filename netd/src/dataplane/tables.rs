@@ -300,7 +300,7 @@ mod tests {
     fn rows_read_well() {
         let publish = Row::PublishV4(
             Prefix {
-                bits: 48 + 12,
+                bits: abi::port_prefix_base::<V4Addr>() + 12,
                 data: PortPrefix {
                     proto: 6,
                     reserved: [0; 3],

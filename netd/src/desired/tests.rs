@@ -261,7 +261,10 @@ fn a_publish_does_not_wait_for_its_container() {
     facts.containers.clear();
     let got = wanted(&publish("override = true"), &facts);
     let (key, backend) = got.tables.publish_v4.iter().next().unwrap();
-    assert_eq!((key.bits, key.data.port), (64, 8080u16.to_be_bytes()));
+    assert_eq!(
+        (key.bits, key.data.port),
+        (port_prefix_base::<V4Addr>() + 16, 8080u16.to_be_bytes())
+    );
     assert_eq!(backend.addr, V4Addr([10, 201, 1, 2]));
     assert_eq!(backend.container_first, 80u16.to_be_bytes());
     assert_eq!(backend.flags, backend_flag::OVERRIDE);

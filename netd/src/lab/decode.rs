@@ -34,6 +34,8 @@ pub struct Decoded {
     pub tcp_flags: Option<u8>,
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
+    /// Identifier and sequence number of an echo request or reply.
+    pub echo: Option<(u16, u16)>,
     /// Whether the IPv4 header checksum is right.
     pub ip_checksum: Option<bool>,
     /// Whether the transport checksum is right; None if absent, of a fragment, or the packet is cut off. Packets
@@ -157,7 +159,12 @@ impl Decoded {
             protocol::TCP | protocol::UDP | protocol::SCTP => {
                 self.ports = Some((word_at(body, 0)?, word_at(body, 2)?));
             }
-            protocol::ICMP | protocol::ICMPV6 => self.icmp = Some((*body.first()?, *body.get(1)?)),
+            protocol::ICMP | protocol::ICMPV6 => {
+                self.icmp = Some((*body.first()?, *body.get(1)?));
+                if matches!((number, body[0]), (protocol::ICMP, 0 | 8) | (_, 128 | 129)) {
+                    self.echo = Some((word_at(body, 4)?, word_at(body, 6)?));
+                }
+            }
             _ => {}
         }
         self.payload = body.get(header_length..)?.to_vec();

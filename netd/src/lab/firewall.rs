@@ -74,7 +74,11 @@ impl RuleSet {
 
     /// The same rules for ip6tables: only of use for rules without addresses.
     pub fn ipv6(self) -> Self {
-        Self { ipv6: true, ..self }
+        Self {
+            name: format!("{} of IPv6", self.name),
+            ipv6: true,
+            ..self
+        }
     }
 
     /// The name, for messages.

@@ -61,6 +61,8 @@ pub struct StandardHostOptions {
     pub extra_uplink: bool,
     /// The uplink's MTU.
     pub uplink_mtu: u32,
+    /// The networks to build with their containers, by name.
+    pub networks: &'static [&'static str],
 }
 
 impl Default for StandardHostOptions {
@@ -74,6 +76,7 @@ impl Default for StandardHostOptions {
             forward_drop: false,
             extra_uplink: false,
             uplink_mtu: 1500,
+            networks: &["def", "n1", "n2", "n3"],
         }
     }
 }
@@ -169,11 +172,12 @@ impl StandardHost {
         } else {
             None
         };
-        for network in Self::networks() {
-            add_network(&host, &network)?;
+        let wanted = |name: &str| options.networks.contains(&name);
+        for network in Self::networks().iter().filter(|n| wanted(n.name)) {
+            add_network(&host, network)?;
         }
         let mut containers = Vec::with_capacity(CONTAINERS.len());
-        for (name, network, last) in CONTAINERS {
+        for (name, network, last) in CONTAINERS.into_iter().filter(|c| wanted(c.1)) {
             containers.push(add_container(
                 &host,
                 name,
@@ -300,12 +304,13 @@ impl StandardHost {
             .collect()
     }
 
-    /// The configuration file of netd for this host: its networks, and the published ports of the expected-results
-    /// table (8081 → c0, 127.0.0.1:8082 → n1a, 198.18.0.1:8083 → n2a, 8084/udp → n2b, 8085 over IPv6 → n2a).
+    /// The configuration file of netd for this host: the networks that were built, and the published ports of the
+    /// expected-results table (8081 → c0, 127.0.0.1:8082 → n1a, 198.18.0.1:8083 → n2a, 8084/udp → n2b, 8085 over IPv6 → n2a).
     /// `mode` is `replace` or `accelerate`.
     pub fn netd_toml(&self, mode: &str, pin_dir: &str) -> String {
         let mut text = format!("version = 1\n\n[host]\nmode = {mode:?}\npin_dir = {pin_dir:?}\n");
-        for network in Self::networks() {
+        let built = |name: &str| self.options.networks.contains(&name);
+        for network in Self::networks().into_iter().filter(|n| built(n.name)) {
             let subnets: Vec<String> = [Some(network.subnet), network.subnet6]
                 .iter()
                 .flatten()
@@ -322,7 +327,9 @@ impl StandardHost {
             );
         }
         for (container, protocol, host, host_port, container_port) in PUBLISHED {
-            let container = self.container(container);
+            let Some(container) = self.containers.iter().find(|c| c.name == container) else {
+                continue;
+            };
             let address = if host.contains(':') {
                 container.v6.unwrap_or(container.v4)
             } else {

@@ -1,12 +1,12 @@
 //! Dropped packets, counted by reason, hook, interface and network.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use jiff::Timestamp;
 use netd_common::{
     abi::{AnyTuple, DROP_SLOT_SECONDS, DROP_SLOTS, DropCount, DropKey, hook, map},
     drop::DropReason,
-    wire::{Address as _, proto},
+    wire::{Address as _, V4Addr, V6Addr, proto},
 };
 use serde::Serialize;
 
@@ -53,7 +53,7 @@ pub struct DropView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PacketView {
     /// Protocol by name, or its number.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// Its tuple.
     #[serde(flatten)]
     pub tuple: TupleView,
@@ -206,8 +206,8 @@ pub(super) fn direction(number: u8) -> &'static str {
 /// The packet that these addresses are of; `None` where no IP header was read.
 pub(super) fn packet_view(tuple: &AnyTuple) -> Option<PacketView> {
     let address = |bytes: &[u8; 16]| match tuple.family {
-        4 => ip(netd_common::abi::V4Addr::from_padded(bytes)),
-        _ => ip(netd_common::abi::V6Addr(*bytes)),
+        4 => ip(V4Addr::from_padded(bytes)),
+        _ => ip(V6Addr(*bytes)),
     };
     if !matches!(tuple.family, 4 | 6) {
         return None;

@@ -1,6 +1,6 @@
 //! Choosing flows: every criterion that is given must hold.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use netd_common::{conntrack, wire::proto};
@@ -58,7 +58,7 @@ pub struct Filter {
     container: Option<Container>,
     address: Option<IpNet>,
     port: Option<u16>,
-    protocol: Option<String>,
+    protocol: Option<Cow<'static, str>>,
     state: Option<String>,
     network: Option<u16>,
 }
@@ -157,7 +157,7 @@ fn prefix(text: &str) -> Result<IpNet, FilterError> {
         .map_err(|_| FilterError::Address(text.to_owned()))
 }
 
-fn protocol(text: &str) -> Result<String, FilterError> {
+fn protocol(text: &str) -> Result<Cow<'static, str>, FilterError> {
     let lower = text.to_ascii_lowercase();
     let known = [
         proto::TCP,
@@ -166,13 +166,12 @@ fn protocol(text: &str) -> Result<String, FilterError> {
         proto::ICMP,
         proto::ICMPV6,
     ];
-    if known.into_iter().any(|p| protocol_name(p) == lower) {
-        return Ok(lower);
-    }
-    lower
-        .parse::<u8>()
+    known
+        .into_iter()
         .map(protocol_name)
-        .map_err(|_| FilterError::Protocol(text.to_owned()))
+        .find(|name| *name == lower)
+        .or_else(|| lower.parse().ok().map(protocol_name))
+        .ok_or_else(|| FilterError::Protocol(text.to_owned()))
 }
 
 fn state(text: &str) -> Result<String, FilterError> {

@@ -1,6 +1,6 @@
 //! Flows: the two entries of each, one per direction, joined into one view.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr};
 
 use jiff::Timestamp;
 use netd_common::{
@@ -24,7 +24,7 @@ pub struct FlowView {
     /// What was decided about it: `masquerade`, `publish`, `hairpin`, `direct`.
     pub kind: &'static str,
     /// Protocol by name, or its number.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// State of the connection, as conntrack names it.
     pub state: &'static str,
     /// Has no reply confirmed it yet?
@@ -176,7 +176,9 @@ where
     Tuple<F::Addr>: Wire,
     Flow<F::Addr>: Wire,
 {
-    let mut entries = Entries::<F::Addr>::new();
+    let mut entries = Entries::<F::Addr>::default();
+    // Room is only reserved: memory that is not written to is not used. Growing would copy.
+    entries.reserve(state.capacity(flows)? as usize);
     // Embryos first: what is promoted between the two reads is seen in both, and the flow wins.
     state.for_each(embryos, |key, flow| {
         entries.insert(key, Entry { flow, embryo: true });
@@ -198,7 +200,9 @@ where
     Ok(join::<F>(&entries, &context))
 }
 
-type Entries<A> = HashMap<Tuple<A>, Entry<A>>;
+/// A full table is read in a fraction of a second only with a fast hash. It is seeded: who may
+/// choose tuples cannot choose collisions.
+type Entries<A> = HashMap<Tuple<A>, Entry<A>, foldhash::fast::RandomState>;
 
 #[derive(Clone, Copy)]
 struct Entry<A> {
@@ -470,7 +474,7 @@ pub(crate) mod tests {
         assert_eq!(views.len(), 1);
         let v = &views[0];
         assert_eq!(
-            (v.kind, v.protocol.as_str(), v.state),
+            (v.kind, &*v.protocol, v.state),
             ("publish", "tcp", "established")
         );
         assert_eq!(v.original.dst.to_string(), "198.18.0.1");

@@ -28,6 +28,7 @@ pub mod shape;
 mod sys;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs, io,
     net::IpAddr,
@@ -295,8 +296,9 @@ pub fn ip<A: Address>(address: A) -> IpAddr {
 }
 
 /// A protocol by name, or its number.
-pub fn protocol_name(proto: u8) -> String {
-    netd_common::wire::proto::name(proto).map_or_else(|| proto.to_string(), str::to_owned)
+pub fn protocol_name(proto: u8) -> Cow<'static, str> {
+    netd_common::wire::proto::name(proto)
+        .map_or_else(|| Cow::Owned(proto.to_string()), Cow::Borrowed)
 }
 
 fn interface_names() -> BTreeMap<u32, String> {
@@ -327,18 +329,17 @@ fn pinned_versions(pin_dir: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use netd_common::wire::{V4Addr, V6Addr};
+
     use super::*;
 
     #[test]
     fn addresses_of_both_families() {
-        assert_eq!(
-            ip(netd_common::abi::V4Addr([10, 201, 1, 2])).to_string(),
-            "10.201.1.2"
-        );
+        assert_eq!(ip(V4Addr([10, 201, 1, 2])).to_string(), "10.201.1.2");
         let mut v6 = [0; 16];
         v6[0] = 0xfd;
         v6[15] = 7;
-        assert_eq!(ip(netd_common::abi::V6Addr(v6)).to_string(), "fd00::7");
+        assert_eq!(ip(V6Addr(v6)).to_string(), "fd00::7");
     }
 
     #[test]

@@ -236,13 +236,13 @@ fn network_view(state: &State, id: u16, network: &Network) -> NetworkView {
         },
         masquerade_v4: has(network_flag::MASQUERADE_V4),
         masquerade_v6: has(network_flag::MASQUERADE_V6),
-        gateways: specified(V4Addr(network.gateway_v4), V6Addr(network.gateway_v6)),
-        masquerade_to: specified(V4Addr(network.nat_v4), V6Addr(network.nat_v6)),
+        gateways: specified(network.gateway_v4, network.gateway_v6),
+        masquerade_to: specified(network.nat_v4, network.nat_v6),
     }
 }
 
-fn specified(v4: V4Addr, v6: V6Addr) -> Vec<IpAddr> {
-    [ip(v4), ip(v6)]
+fn specified(v4: [u8; 4], v6: [u8; 16]) -> Vec<IpAddr> {
+    [ip(V4Addr(v4)), ip(V6Addr(v6))]
         .into_iter()
         .filter(|a| !a.is_unspecified())
         .collect()

@@ -1,7 +1,7 @@
 //! Published ports. A range of host ports is stored as prefixes, which are folded back here into
 //! the entry that somebody wrote.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr};
 
 use netd_common::{
     abi::{Backend, PortPrefix, V4Addr, V6Addr, backend_flag, map, port_prefix_base},
@@ -21,7 +21,7 @@ pub struct PublishView {
     /// Network of the container.
     pub network: Option<NetworkRef>,
     /// `tcp`, `udp`, `sctp`.
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// Host address; unspecified: every address of its family.
     pub host: IpAddr,
     /// Host ports, ends included.

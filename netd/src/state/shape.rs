@@ -111,7 +111,7 @@ mod tests {
         };
         assert_eq!(of(map::FLOWS_V4), (16, 88));
         assert_eq!(of(map::FLOWS_V6), (40, 112));
-        assert_eq!(of(map::PUBLISH_V4), (12, 12));
+        assert_eq!(of(map::PUBLISH_V4), (16, 12));
         assert_eq!(of(map::DROP_EVENTS), (0, 0));
     }
 

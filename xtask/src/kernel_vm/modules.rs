@@ -26,7 +26,7 @@ const WANTED: &[&str] = &[
     "ip_tables", "iptable_filter", "iptable_mangle", "iptable_nat", "iptable_raw", "ipt_REJECT", "ipt_rpfilter",
     // netfilter: matches and targets
     "xt_CT", "xt_LOG", "xt_MASQUERADE", "xt_NFLOG", "xt_REDIRECT", "xt_TCPMSS", "xt_addrtype", "xt_bpf", "xt_comment", "xt_connmark",
-    "xt_conntrack", "xt_hashlimit", "xt_hl", "xt_limit", "xt_mark", "xt_multiport", "xt_nat", "xt_physdev", "xt_pkttype", "xt_recent",
+    "xt_conntrack", "xt_hashlimit", "xt_hl", "xt_limit", "xt_mark", "xt_multiport", "xt_nat", "xt_owner", "xt_physdev", "xt_pkttype", "xt_recent",
     "xt_set", "xt_state", "xt_statistic", "xt_tcpudp",
     // netfilter: nf_tables
     "nf_tables", "nft_chain_nat", "nft_compat", "nft_ct", "nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_hash", "nft_limit",
