@@ -62,8 +62,8 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
     let mut value = MaybeUninit::<T>::uninit();
     let (from, to) = (from.cast::<u8>(), value.as_mut_ptr().cast::<u8>());
     macro_rules! word {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe {
                 to.add($o)
                     .cast::<u32>()
@@ -72,8 +72,8 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
         };
     }
     macro_rules! half {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe {
                 to.add($o)
                     .cast::<u16>()
@@ -82,8 +82,8 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
         };
     }
     macro_rules! byte {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe { to.add($o).write(load_byte::<{ $o }>(from)) }
         };
     }
@@ -100,20 +100,20 @@ pub unsafe fn load<T: Copy>(from: *const T) -> T {
 pub unsafe fn store<T: Copy>(to: *mut T, value: T) {
     let (to, from) = (to.cast::<u8>(), (&raw const value).cast::<u8>());
     macro_rules! word {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe { store_word::<{ $o }>(to, from.add($o).cast::<u32>().read_unaligned()) }
         };
     }
     macro_rules! half {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe { store_half::<{ $o }>(to, from.add($o).cast::<u16>().read_unaligned()) }
         };
     }
     macro_rules! byte {
-        // SAFETY: within both.
         ($o:expr) => {
+            // SAFETY: within both.
             unsafe { store_byte::<{ $o }>(to, from.add($o).read()) }
         };
     }

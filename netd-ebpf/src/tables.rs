@@ -259,7 +259,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     #[inline(always)]
     fn endpoint_of(&self, addr: &F::Addr) -> Option<EndpointAddress> {
         // SAFETY: copied at once.
-        unsafe { F::endpoints().get(&Aligned(*addr).0) }.copied()
+        unsafe { F::endpoints().get(Aligned(*addr).0) }.copied()
     }
 
     #[inline(always)]

@@ -58,7 +58,10 @@ pub struct InterruptHook(u64);
 
 impl Drop for InterruptHook {
     fn drop(&mut self) {
-        live().hooks.remove(&self.0);
+        // The hook may hold the last handle on a namespace, whose end takes the lock as well: the lock is given back
+        // before the hook goes.
+        let hook = live().hooks.remove(&self.0);
+        drop(hook);
     }
 }
 
