@@ -62,6 +62,9 @@ pub fn translate<F: Family>(
         let change = addresses.replace2([parsed.ttl, old.proto], [parsed.ttl - 1, old.proto]);
         let field: [u8; 2] = packet.read(parsed.l3 + 10)?;
         packet.write(parsed.l3 + 10, change.apply(field))?;
+    } else {
+        // No checksum of IPv6 makes up for the hop limit, unlike IPv4's and unlike the addresses.
+        packet.complete_sum(Diff::NONE.replace2([0, parsed.ttl], [0, parsed.ttl - 1]));
     }
     Ok(())
 }

@@ -47,6 +47,14 @@ pub trait Packet {
     /// [`DropReason::HelperFailed`] beyond the packet.
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
+
+    /// Tells of a change that no checksum in the packet makes up for. A device may have summed
+    /// the whole packet (CHECKSUM_COMPLETE), and that sum must follow. Carriers without such a sum
+    /// have nothing to do.
+    #[inline(always)]
+    fn complete_sum(&mut self, change: Diff) {
+        let _ = change;
+    }
 }
 
 /// A packet in memory.

@@ -18,6 +18,8 @@ pub mod kernel_vm;
 #[cfg(feature = "cli")]
 pub mod process;
 #[cfg(feature = "cli")]
+pub mod sabotage;
+#[cfg(feature = "cli")]
 pub mod setup;
 #[cfg(feature = "cli")]
 pub mod suite;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, exit, setup, test, verifier, vm};
+use xtask::{bench, demo, exit, sabotage, setup, test, verifier, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about)]
@@ -24,6 +24,8 @@ enum Verb {
     },
     /// Check format, lints, documentation, and run every test.
     Test(test::Args),
+    /// Switch off one check of the data plane at a time, and see that the tests notice.
+    Sabotage(sabotage::Args),
     /// Ask the verifiers of several kernels about every BPF program, and compare with ceilings.
     Verifier(verifier::Args),
     /// Run a verb of netd in a virtual machine with another kernel.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Demo { args } => demo::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Sabotage(args) => sabotage::run(&args),
         Verb::Verifier(args) => verifier::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench { args } => bench::run(&args),

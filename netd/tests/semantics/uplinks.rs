@@ -319,6 +319,7 @@ fn interfaces_and_routes_come_and_go() {
         &ProbeOptions::default(),
     )
     .expect("stream");
+    world.busy.set(true);
 
     add_veth(&VethEnd::new(host, "up9"), &VethEnd::new(&late, "eth0")).expect("veth");
     for (namespace, device, last) in [(host, "up9", 1), (&late, "eth0", 2)] {

@@ -40,6 +40,8 @@ pub struct World {
     guards: RefCell<Vec<LeakGuard>>,
     wrong: RefCell<Vec<String>>,
     asked: Cell<usize>,
+    /// Something else asks the servers meanwhile.
+    pub busy: Cell<bool>,
 }
 
 impl World {
@@ -60,6 +62,7 @@ impl World {
             guards: RefCell::default(),
             wrong: RefCell::default(),
             asked: Cell::default(),
+            busy: Cell::default(),
         };
         world.guard(&[]);
         world
@@ -117,6 +120,9 @@ impl World {
                 outcome,
                 question.want.matches(outcome),
             );
+        }
+        if self.busy.get() {
+            return;
         }
         let served = self.requests() - before;
         self.check(
