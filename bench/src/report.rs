@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::bpf::abi::FRAME;
 use crate::machine::Machine;
 use crate::pps::{Run, SAMPLE, Settings};
-use crate::statistics::Spread;
+use crate::statistics::{Spread, median_interval};
 
 /// A target: one backend against another.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +95,8 @@ struct Ratio {
     target: Option<f64>,
     #[serde(flatten)]
     spread: Spread,
+    /// Where the true median is with 95 % probability; None for fewer than six rounds.
+    interval: Option<[f64; 2]>,
     /// Round by round.
     paired: Vec<f64>,
 }
@@ -236,11 +238,14 @@ impl Report {
     }
 
     fn ratio_table(&self) -> Table {
-        let mut table = table(&["paired ratio", "median", "min", "max", "target"]);
+        let mut table = table(&["paired ratio", "median", "95 %", "min", "max", "target"]);
         for ratio in &self.ratios {
             table.add_row([
                 format!("{} / {}", ratio.of, ratio.to),
                 format!("{:.2}", ratio.spread.median),
+                ratio
+                    .interval
+                    .map_or_else(String::new, |[low, high]| format!("{low:.2} to {high:.2}")),
                 format!("{:.2}", ratio.spread.min),
                 format!("{:.2}", ratio.spread.max),
                 ratio
@@ -267,6 +272,7 @@ impl Ratio {
             to: target.to,
             target: target.at_least,
             spread: Spread::of(paired.iter().copied())?,
+            interval: median_interval(&paired),
             paired,
         })
     }

@@ -133,7 +133,14 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use netd::lab::{Frame, inject};
+
     use super::*;
+    use crate::topology::{
+        CLIENT, CLIENT_DEVICE, CLIENT_PORT, HOST, HOST_PORT, TTL, Topology, UPLINK,
+    };
 
     #[test]
     fn the_cpus_are_those_that_saw_something() {
@@ -160,5 +167,80 @@ mod tests {
         let tally = Tally::sum(&[Seen::default(), seen], 1000);
         assert_eq!(tally.counted, 2000);
         assert!((tally.seconds - 2.0).abs() < 1e-9);
+    }
+
+    /// One datagram as expected, and others that differ from it in one thing each.
+    #[test]
+    fn every_damage_is_found_and_named() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let topology = Topology::build().unwrap();
+        let good = || {
+            Frame::ethernet(topology.client_mac, topology.uplink_mac)
+                .ip(CLIENT, HOST)
+                .ttl(TTL)
+                .udp(CLIENT_PORT, HOST_PORT)
+                .payload(&[b'x'; 18])
+        };
+        let arrival = Arrival {
+            source: (CLIENT, CLIENT_PORT, 2),
+            destination: (HOST, HOST_PORT, 1),
+            mac: topology.uplink_mac,
+            ttl: TTL,
+        };
+        let see = |frame: Frame| {
+            let sink = Sink::attach(&topology.host, UPLINK, &arrival, 1).unwrap();
+            inject(&topology.client, CLIENT_DEVICE, &[frame.build()]).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(2);
+            loop {
+                let tally = sink.tally().unwrap();
+                if tally.checked > 0 || Instant::now() > deadline {
+                    assert_eq!((tally.datagrams, tally.checked), (1, 1));
+                    return [
+                        tally.wrong_address,
+                        tally.wrong_port,
+                        tally.wrong_checksum,
+                        tally.wrong_ttl,
+                        tally.wrong_shape,
+                    ];
+                }
+            }
+        };
+        let other = Ipv4Addr::new(198, 18, 0, 3);
+        let table = [
+            ("as expected", good(), [0, 0, 0, 0, 0]),
+            (
+                "second flow",
+                good().udp(CLIENT_PORT + 1, HOST_PORT),
+                [0; 5],
+            ),
+            ("source", good().ip(other, HOST), [1, 0, 0, 0, 0]),
+            ("destination", good().ip(CLIENT, other), [1, 0, 0, 0, 0]),
+            (
+                "third flow",
+                good().udp(CLIENT_PORT + 2, HOST_PORT),
+                [0, 1, 0, 0, 0],
+            ),
+            (
+                "port below",
+                good().udp(CLIENT_PORT - 1, HOST_PORT),
+                [0, 1, 0, 0, 0],
+            ),
+            (
+                "destination port",
+                good().udp(CLIENT_PORT, HOST_PORT + 1),
+                [0, 1, 0, 0, 0],
+            ),
+            ("UDP checksum", good().broken_checksum(), [0, 0, 1, 0, 0]),
+            ("IP checksum", good().broken_ip_checksum(), [0, 0, 1, 0, 0]),
+            ("no checksum", good().zero_udp_checksum(), [0, 0, 1, 0, 0]),
+            ("time to live", good().ttl(TTL - 1), [0, 0, 0, 1, 0]),
+            ("length", good().payload(&[b'x'; 19]), [0, 0, 0, 0, 1]),
+        ];
+        for (name, frame, expected) in table {
+            assert_eq!(see(frame), expected, "{name}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Median, least and greatest.
+//! Median, least and greatest, and how much of a median is chance.
 
 use serde::Serialize;
 
@@ -29,6 +29,29 @@ impl Spread {
     }
 }
 
+/// An interval that holds the median of what was sampled with at least 95 % probability, whatever
+/// its distribution: two order statistics, chosen by the binomial distribution of the number of
+/// values below the median. None for fewer than six values, which tell too little.
+pub fn median_interval(values: &[f64]) -> Option<[f64; 2]> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let count = values.len();
+    // P(at most k of n values lie below the median), for growing k.
+    let mut term = 0.5f64.powi(i32::try_from(count).ok()?);
+    let mut below = term;
+    let mut cut = None;
+    for k in 0..count / 2 {
+        if below > 0.025 {
+            break;
+        }
+        cut = Some(k);
+        term *= (count - k) as f64 / (k + 1) as f64;
+        below += term;
+    }
+    let cut = cut?;
+    Some([values[cut], values[count - 1 - cut]])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +62,16 @@ mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), spread(2.0, 1.0, 3.0));
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), spread(2.5, 1.0, 4.0));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn intervals_are_those_of_the_tables() {
+        let values = |n: u32| (1..=n).map(f64::from).collect::<Vec<_>>();
+        // Ranks of the two-sided sign test at 5 %.
+        assert_eq!(median_interval(&values(5)), None);
+        assert_eq!(median_interval(&values(6)), Some([1.0, 6.0]));
+        assert_eq!(median_interval(&values(9)), Some([2.0, 8.0]));
+        assert_eq!(median_interval(&values(15)), Some([4.0, 12.0]));
+        assert_eq!(median_interval(&values(25)), Some([8.0, 18.0]));
     }
 }

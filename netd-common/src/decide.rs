@@ -457,9 +457,20 @@ fn egress<F: Family, T: Tables<F>>(
     if kernel_may_own(config, tuple.proto, tcp_flags) {
         return Ok(Action::Pass);
     }
-    // spoof = "off" lets foreign sources through; only the network's own are masqueraded.
-    let owns_source = tables.subnet(&tuple.src) == origin.network;
-    let masquerade = masquerades::<F>(network) && owns_source && enforced(Check::Masquerade);
+    // spoof = "off" lets foreign sources through. A managed network's addresses never leave as they
+    // are, whichever of its own or a neighbour's containers forwards them.
+    let source_network = tables.subnet(&tuple.src);
+    let masquerade = if source_network == origin.network {
+        masquerades::<F>(network)
+    } else {
+        if enforced(Check::Martian)
+            && (tuple.src.is_martian_source() || tables.local(&tuple.src) != local_kind::NONE)
+        {
+            return Err(DropReason::MartianSource);
+        }
+        tables.network(source_network).is_some_and(masquerades::<F>)
+    };
+    let masquerade = masquerade && enforced(Check::Masquerade);
     let has_ports =
         matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP) || tuple.proto == F::ICMP;
     if masquerade && !has_ports {

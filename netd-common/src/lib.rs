@@ -33,4 +33,6 @@ pub mod parse;
 pub mod pipeline;
 pub mod sabotage;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 pub mod wire;

@@ -81,7 +81,10 @@ impl Backend for Netd {
         let mut command = place.command(&["run"]);
         command.stdout(Stdio::null()).stderr(log);
         let left = place.clone();
-        let hook = on_interrupt(move || drop(left.unload()));
+        let hook = on_interrupt(move || {
+            let _ = left.unload();
+            let _ = fs::remove_dir_all(left.directory.path());
+        });
         let process = topology.host.spawn(command)?;
         Ok(Box::new(Daemon {
             process,

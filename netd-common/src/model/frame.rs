@@ -211,11 +211,15 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
         return Err(format!("not an IPv{} frame", F::VERSION));
     }
     let ip = &frame[14..];
-    let header = if F::VERSION == 4 {
+    let header = if F::VERSION == 4 && !ip.is_empty() {
         usize::from(ip[0] & 0xf) * 4
     } else {
         40
     };
+    let least = if F::VERSION == 4 { 20 } else { 40 };
+    if header < least || ip.len() < header {
+        return Err("the header is cut short".into());
+    }
     if F::VERSION == 4 && checksum(&[&ip[..header]]) != [0, 0] {
         return Err("the IPv4 header's checksum is wrong".into());
     }
@@ -231,6 +235,9 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
     let Some(field) = l4_checksum_field::<F>(protocol) else {
         return Ok(());
     };
+    if l4.len() < field + 2 {
+        return Err("the L4 header is cut short".into());
+    }
     if protocol == proto::UDP && l4[field..field + 2] == [0, 0] {
         return if F::VERSION == 4 {
             Ok(())

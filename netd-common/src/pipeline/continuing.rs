@@ -2,7 +2,7 @@
 //! TCP state, or the first after a change of configuration or routes.
 
 use crate::{
-    abi::{Config, Tuple, flow_flag},
+    abi::{Config, Tuple, flow_flag, network_flag},
     conntrack::{Direction, State, datagram_next, reopens, tcp_flags_valid, tcp_next},
     decide::{Action, Leg, egress_uplink},
     drop::DropReason,
@@ -143,7 +143,11 @@ fn ask<F: Family, T: Tables<F>>(
     let owner = tables
         .endpoint_of(&scratch.tuple.src)
         .map_or(0, |e| e.ifindex);
-    if network == 0 || owner != opened_on {
+    let may_send = owner == opened_on
+        || tables
+            .network(network)
+            .is_some_and(|n| n.flags & network_flag::SPOOF_OFF != 0);
+    if network == 0 || !may_send {
         return ended::<F, T>(tables, scratch, slot);
     }
     steps::ask(opened_on, network)

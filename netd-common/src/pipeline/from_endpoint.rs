@@ -59,21 +59,11 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
         Ok(parsed) => parsed,
         Err(reason) => return Verdict::drop(reason).of(F::VERSION, 0),
     };
-    if let Some(slot) = established::<F, T>(
-        tables,
-        config,
-        tables.now(),
-        &scratch.parsed,
-        meta.ifindex,
-        eth.dst,
-    ) {
-        return match deliver::<F, P>(
-            packet,
-            tables.now(),
-            &scratch.parsed,
-            &slot,
-            &mut scratch.hop,
-        ) {
+    let now = tables.now();
+    if let Some(slot) =
+        established::<F, T>(tables, config, now, &scratch.parsed, meta.ifindex, eth.dst)
+    {
+        return match deliver::<F, P>(packet, now, &scratch.parsed, &slot, &mut scratch.hop) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
         };

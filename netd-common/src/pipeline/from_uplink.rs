@@ -50,21 +50,11 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, meta: &Meta
         // What netd cannot read it cannot own; the stack will refuse it by itself.
         Err(_) => return Verdict::PASSED,
     };
-    if let Some(slot) = established::<F, T>(
-        tables,
-        config,
-        tables.now(),
-        &scratch.parsed,
-        meta.ifindex,
-        [0; 6],
-    ) {
-        return match deliver::<F, P>(
-            packet,
-            tables.now(),
-            &scratch.parsed,
-            &slot,
-            &mut scratch.hop,
-        ) {
+    let now = tables.now();
+    if let Some(slot) =
+        established::<F, T>(tables, config, now, &scratch.parsed, meta.ifindex, [0; 6])
+    {
+        return match deliver::<F, P>(packet, now, &scratch.parsed, &slot, &mut scratch.hop) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
         };

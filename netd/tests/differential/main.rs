@@ -14,12 +14,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use netd::dataplane::Features;
-use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, hook};
+use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, flow_flag, hook};
+use netd_common::decide::masquerades;
 use netd_common::drop::DropReason;
 use netd_common::model::{FlowTable, GsoPacket};
 use netd_common::packet::SlicePacket;
+use netd_common::parse::parse;
 use netd_common::pipeline::{Outcome, drop_key};
-use netd_common::wire::{V4, V6};
+use netd_common::wire::{ETH_LEN, V4, V6};
 
 use self::programs::{Programs, raw};
 use self::random::Random;
@@ -50,7 +52,7 @@ fn native_and_bpf_agree() {
     }
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let seed = number("NETD_SEED").unwrap_or(0x6e65_7464);
-    let packets = number("NETD_PACKETS").unwrap_or(60_000);
+    let packets = number("NETD_PACKETS").unwrap_or(80_000);
     let host = TestHost::build().expect("build a host");
     let namespace = host.namespace.clone();
     // Not Sync, and not to leave the thread that is in the namespace.
@@ -295,9 +297,41 @@ impl<'a> Differential<'a> {
             said()
         );
         let context = said();
+        if expected == REDIRECT && name != "peer" {
+            self.leaks_nothing::<V4>(&shot.bytes, &bytes)
+                .and_then(|()| self.leaks_nothing::<V6>(&shot.bytes, &bytes))
+                .with_context(|| context.clone())?;
+        }
         self.compare::<V4>()
             .and_then(|()| self.compare::<V6>())
             .with_context(|| format!("after packet {number}: {context}"))
+    }
+
+    /// No packet that opens a flow leaves by an uplink with a source in a masqueraded subnet.
+    fn leaks_nothing<F: LabFamily>(&self, sent: &[u8], left: &[u8]) -> Result<()> {
+        let tuple = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let parsed = parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN);
+            parsed.ok().map(|parsed| parsed.tuple)
+        };
+        let (Some(sent), Some(left)) = (tuple(sent), tuple(left)) else {
+            return Ok(());
+        };
+        let model = &self.scenario.model;
+        let tables = F::tables(model);
+        let entry = tables
+            .flows
+            .get(&sent)
+            .or_else(|| tables.embryos.get(&sent));
+        let entry = entry.context("a packet left without a flow")?;
+        let subnet = tables.subnets.get(&left.src);
+        let network = subnet.map(|subnet| &model.networks[usize::from(subnet.network)]);
+        ensure!(
+            entry.flags & flow_flag::REPLY != 0 || !network.is_some_and(masquerades::<F>),
+            "{:?} left, though its network is masqueraded",
+            left.src
+        );
+        Ok(())
     }
 
     /// The reasons, and networks, of which the kernel has counted more drops than the model.

@@ -41,6 +41,8 @@ pub trait LabFamily: ModelFamily {
     fn world() -> Vec<Self::Addr>;
     /// Addresses that need care.
     fn odd() -> Vec<Self::Addr>;
+    /// Addresses that only count on one link.
+    fn link_local() -> Vec<Self::Addr>;
     fn container(container: &Container) -> Self::Addr;
     fn publishes(scenario: &mut Scenario) -> &mut Vec<PublishSpec<Self::Addr>>;
 }
@@ -89,6 +91,9 @@ impl LabFamily for V4 {
         .map(V4Addr)
         .to_vec()
     }
+    fn link_local() -> Vec<V4Addr> {
+        vec![V4Addr([169, 254, 0, 7])]
+    }
     fn container(container: &Container) -> V4Addr {
         container.v4
     }
@@ -133,6 +138,9 @@ impl LabFamily for V6 {
         ]
         .map(v6)
         .to_vec()
+    }
+    fn link_local() -> Vec<V6Addr> {
+        vec![v6("fe80::42")]
     }
     fn container(container: &Container) -> V6Addr {
         container.v6
@@ -354,10 +362,10 @@ fn configure(random: &mut Random, model: &mut Model) {
         0
     };
     // Now and then so few that they run out.
-    (config.nat_first, config.nat_last) = if random.chance(20) {
-        (61001, 61003)
-    } else {
-        (61000, 65535)
+    (config.nat_first, config.nat_last) = match random.below(7) {
+        0 | 1 => (61001, 61001),
+        2 => (61002, 61004),
+        _ => (61000, 65535),
     };
 }
 
@@ -419,7 +427,7 @@ fn network(random: &mut Random, number: u8, bridge: Device) -> NetworkSpec {
         _ => 0,
     };
     // Without a gateway a container cannot reach itself through the host.
-    let gateway = !random.chance(25);
+    let gateway = !random.chance(40);
     let last = u8::from(gateway);
     let prefix_v6 = v6(&format!("fd00:{}::", 200 + u16::from(number))).0;
     let mut gateway_v6 = prefix_v6;

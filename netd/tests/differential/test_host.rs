@@ -195,13 +195,13 @@ impl TestHost {
         let forwarding = self.forwarding();
         let addr = |text: &str| V6Addr::from(text.parse::<Ipv6Addr>().expect("an address"));
         move |query| {
-            if !forwarding.contains(&query.iif) {
-                return Err(DropReason::HelperFailed);
-            }
             // bpf_ipv6_fib_lookup: what needs a strict interface is never forwarded.
             let strict = |a: &V6Addr| a.is_multicast() || a.is_link_local() || a.is_loopback();
             if strict(&query.src) || strict(&query.dst) {
                 return Err(DropReason::NoRoute);
+            }
+            if !forwarding.contains(&query.iif) {
+                return Err(DropReason::HelperFailed);
             }
             let b = query.dst.0;
             let (first, second) = ([b[0], b[1]], [b[2], b[3]]);

@@ -70,9 +70,10 @@ impl Shot {
 
 fn of_family<F: LabFamily>(random: &mut Random, scenario: &mut Scenario, host: &TestHost) -> Shot {
     let shot = match random.below(100) {
-        0..50 => follow_up::<F>(random, scenario, host),
-        50..73 => Some(from_container::<F>(random, scenario, host)),
-        73..92 => Some(from_uplink::<F>(random, scenario, host)),
+        0..44 => follow_up::<F>(random, scenario, host),
+        44..48 => Some(discovery::<F>(random, scenario)),
+        48..74 => Some(from_container::<F>(random, scenario, host)),
+        74..92 => Some(from_uplink::<F>(random, scenario, host)),
         92..97 => Some(to_container::<F>(random, scenario, host)),
         _ => Some(at_bridge::<F>(random, scenario, host)),
     };
@@ -184,26 +185,30 @@ fn from_container<F: LabFamily>(
     let other = random.pick(&scenario.containers).clone();
     let src = match random.below(100) {
         0..91 => F::container(&container),
-        91..96 => F::container(&other),
+        91..94 => F::container(&other),
+        94..96 => *random.pick(&F::link_local()),
         _ => *random.pick(&F::odd()),
     };
-    let mut port = *random.pick(&[80, 443, 53, 8081]);
+    let (mut port, mut protocol) = (*random.pick(&[80, 80, 443, 53, 8081]), None);
     let dst = match random.below(100) {
-        0..38 => *random.pick(&F::world()),
-        38..65 => {
-            port = publish_port::<F>(random, scenario);
+        0..10 => F::world()[0],
+        10..40 => *random.pick(&F::world()),
+        40..62 => {
+            (port, protocol) = publish_port::<F>(random, scenario);
             *random.pick(&F::host())
         }
-        65..88 => F::container(&other),
-        88..92 => {
-            port = own_publish::<F>(random, scenario, &container);
+        62..78 => F::container(&other),
+        78..90 => {
+            (port, protocol) = own_publish::<F>(random, scenario, &container);
             *random.pick(&F::host())
         }
         _ => {
             if random.chance(50) {
-                port = publish_port::<F>(random, scenario);
+                *random.pick(&F::odd())
+            } else {
+                (port, protocol) = publish_port::<F>(random, scenario);
+                F::odd()[1]
             }
-            *random.pick(&F::odd())
         }
     };
     let to = match random.below(100) {
@@ -217,7 +222,7 @@ fn from_container<F: LabFamily>(
     } else {
         other.mac
     };
-    let bytes = any::<F>(random, src, dst, port, &container)
+    let bytes = any::<F>(random, src, (dst, port), protocol, &container)
         .macs(to, from)
         .bytes::<F>();
     let _ = host;
@@ -236,15 +241,16 @@ fn from_uplink<F: LabFamily>(
     };
     let container = random.pick(&scenario.containers).clone();
     let src = match random.below(100) {
-        0..88 => *random.pick(&F::world()[..5]),
+        0..40 => F::world()[0],
+        40..88 => *random.pick(&F::world()[..5]),
         88..92 => F::container(&container),
         92..94 => F::host()[0],
         _ => *random.pick(&F::odd()),
     };
-    let mut port = *random.pick(&[80, 81, 22]);
+    let (mut port, mut protocol) = (*random.pick(&[80, 81, 22]), None);
     let dst = match random.below(100) {
         0..60 => {
-            port = publish_port::<F>(random, scenario);
+            (port, protocol) = publish_port::<F>(random, scenario);
             *random.pick(&F::host())
         }
         60..90 => F::container(&container),
@@ -255,7 +261,7 @@ fn from_uplink<F: LabFamily>(
     } else {
         [2, 9, 9, 9, 9, 9]
     };
-    let bytes = any::<F>(random, src, dst, port, &container)
+    let bytes = any::<F>(random, src, (dst, port), protocol, &container)
         .macs(to, [2, 8, 8, 8, 8, 8])
         .bytes::<F>();
     shot(hook::FROM_UPLINK, uplink.ifindex, 0, 0, bytes)
@@ -292,25 +298,28 @@ fn at_bridge<F: LabFamily>(random: &mut Random, scenario: &mut Scenario, host: &
     shot
 }
 
-fn publish_port<F: LabFamily>(random: &mut Random, scenario: &mut Scenario) -> u16 {
+/// A published port and its protocol.
+fn publish_port<F: LabFamily>(random: &mut Random, scenario: &mut Scenario) -> (u16, Option<u8>) {
     let publishes = F::publishes(scenario);
     if publishes.is_empty() {
-        return 8085;
+        return (8085, None);
     }
-    let (first, last) = random.pick(publishes).host_ports;
-    random.between(u64::from(first), u64::from(last)) as u16
+    let publish = random.pick(publishes);
+    let (first, last) = publish.host_ports;
+    let port = random.between(u64::from(first), u64::from(last)) as u16;
+    (port, Some(publish.proto))
 }
 
-/// A port that leads to the container itself, if there is one.
+/// A published port that leads to the container itself, if there is one.
 fn own_publish<F: LabFamily>(
     random: &mut Random,
     scenario: &mut Scenario,
     container: &Container,
-) -> u16 {
-    let own: Vec<u16> = F::publishes(scenario)
+) -> (u16, Option<u8>) {
+    let own: Vec<_> = F::publishes(scenario)
         .iter()
         .filter(|publish| publish.container == F::container(container))
-        .map(|publish| publish.host_ports.0)
+        .map(|publish| (publish.host_ports.0, Some(publish.proto)))
         .collect();
     if own.is_empty() {
         return publish_port::<F>(random, scenario);
@@ -322,12 +331,12 @@ fn own_publish<F: LabFamily>(
 fn any<F: LabFamily>(
     random: &mut Random,
     src: F::Addr,
-    dst: F::Addr,
-    port: u16,
+    server: (F::Addr, u16),
+    protocol: Option<u8>,
     near: &Container,
 ) -> Frame<F::Addr> {
     let client = (src, *random.pick(&CLIENT_PORTS));
-    let server = (dst, port);
+    let dst = server.0;
     let payload = random.payload();
     let flags = match random.below(20) {
         0..14 => SYN,
@@ -336,15 +345,22 @@ fn any<F: LabFamily>(
         16 => SYN | ACK,
         _ => ACK,
     };
-    let mut frame = match random.below(100) {
+    let kind = match protocol {
+        Some(_) if random.chance(15) => random.below(100),
+        Some(proto::TCP) => 0,
+        Some(proto::UDP) => 50,
+        Some(proto::SCTP) => 75,
+        _ => random.below(100),
+    };
+    let mut frame = match kind {
         0..42 => Frame::tcp(client, server, flags, &payload),
         42..66 => Frame::udp(client, server, &payload),
         66..74 => Frame::echo::<F>(src, dst, client.1),
         74..80 => Frame::sctp(client, server),
-        80..84 => Frame::new(src, dst, 47, vec![0; 24]),
-        84..92 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),
-        84..90 => Frame::icmp::<F>(src, dst, (13, 0), [0; 4], &[0; 12]),
-        92..94 => {
+        80..86 => Frame::new(src, dst, 47, vec![0; 24]),
+        86..90 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),
+        86..90 => Frame::icmp::<F>(src, dst, (13, 0), [0; 4], &[0; 12]),
+        90..92 => {
             let quoted = Frame::udp(server, client, b"12345678").packet::<F>();
             let kind = if F::VERSION == 4 { 3 } else { 1 };
             Frame::icmp::<F>(src, dst, (kind, 1), [0; 4], &quoted)
@@ -368,7 +384,7 @@ fn link_control<F: LabFamily>(
     dst: F::Addr,
     near: &Container,
 ) -> Frame<F::Addr> {
-    let kind = *random.pick(&[133, 134, 135, 136, 136, 143]);
+    let kind = *random.pick(&[133, 134, 134, 135, 136, 136, 143]);
     let target = match random.below(3) {
         0 => F::container(near),
         1 => *random.pick(&F::odd()),
@@ -377,6 +393,25 @@ fn link_control<F: LabFamily>(
     let mut frame = Frame::icmp::<F>(src, dst, (kind, 0), [0; 4], &target.padded());
     frame.ttl = 255;
     frame
+}
+
+/// What a container tells its neighbours of itself.
+fn discovery<F: LabFamily>(random: &mut Random, scenario: &Scenario) -> Shot {
+    if F::VERSION == 4 {
+        return arp(random, scenario);
+    }
+    let container = random.pick(&scenario.containers);
+    let src = if random.chance(70) {
+        F::container(container)
+    } else {
+        *random.pick(&F::link_local())
+    };
+    let all_nodes = F::odd()[2];
+    let frame = link_control::<F>(random, src, all_nodes, container);
+    let bytes = frame
+        .macs([0x33, 0x33, 0, 0, 0, 1], container.mac)
+        .bytes::<F>();
+    shot(hook::FROM_ENDPOINT, container.device.ifindex, 0, 0, bytes)
 }
 
 /// Fragments, and chains of extension headers.
