@@ -1,7 +1,7 @@
 //! `cargo xtask sabotage`: switches off one check of the data plane at a time, and expects the semantics tests to
 //! notice. A suite that stays green then would prove nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -189,13 +189,12 @@ fn executable(doing: &str, command: &mut Command, name: &str) -> anyhow::Result<
         eprint!("{}", built.stderr());
         bail!("{doing}: the build failed ({})", built.describe());
     }
-    let messages = built.stdout.lines();
-    let found = messages.filter_map(|line| {
+    let mut messages = built.stdout.lines();
+    let found = messages.find_map(|line| {
         let message: Message = serde_json::from_str(line).ok()?;
         (message.target?.name == name).then_some(message.executable?)
     });
-    let path = found.last().context("cargo names no executable")?;
-    Ok(Path::new(&path).to_path_buf())
+    found.context("cargo names no executable")
 }
 
 #[cfg(test)]

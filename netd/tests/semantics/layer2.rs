@@ -7,7 +7,7 @@ use netd::lab::{
     StandardHostOptions, WEB, Want, Way, frame, ip,
 };
 
-use super::world::{LONG, World, at, by, need_root};
+use super::world::{World, at, by, need_root};
 
 const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 
