@@ -8,7 +8,7 @@ fn every_warning_and_its_control() {
     let cases = [
         (
             "version = 1\n[host]\nallow_direct_routing = true\n".to_owned(),
-            "every host that has a route can reach every container port",
+            "every host that has a route can reach every published container port",
             3,
         ),
         (
@@ -50,6 +50,11 @@ fn every_warning_and_its_control() {
             "version = 1\n[host]\nuplinks = ['eth*']\ntrust = ['wg0']\n".to_owned(),
             "wg0 is not one of `uplinks`",
             4,
+        ),
+        (
+            "version = 1\n[[uplink]]\nname = 'up0'\nreturn_path = 'symmetric'\n".to_owned(),
+            "`return_path = \"symmetric\"` has no effect in this version: replies follow the routes",
+            3,
         ),
         (
             network("[[uplink]]\nname = 'br-web'"),
