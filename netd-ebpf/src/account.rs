@@ -1,6 +1,8 @@
 //! Counting verdicts and drops.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+#[cfg(feature = "log")]
+use aya_ebpf::programs::TcContext;
 use netd_common::{
     abi::{AnyTuple, DROP_EVENTS_PER_SECOND, DROP_SLOT_SECONDS, DROP_SLOTS, DropEvent},
     pipeline::{Meta, Verdict, any_tuple, drop_key},
@@ -52,6 +54,17 @@ pub extern "C" fn count_drop(ctx: *mut __sk_buff, hook: u32, verdict: u64) -> u3
         // SAFETY: this CPU's element.
         unsafe { (*v).dropped += 1 };
     }
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        TcContext::new(ctx),
+        "hook {} of interface {}: dropped, reason {}, IPv{}, network {}, {} bytes",
+        meta.hook,
+        ifindex,
+        verdict.argument(),
+        verdict.family(),
+        verdict.network(),
+        length
+    );
     let key = drop_key(verdict, meta);
     let count = match maps::DROPS.get_ptr_mut(key) {
         Some(count) => count,

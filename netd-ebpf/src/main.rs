@@ -91,6 +91,17 @@ fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> V
 /// From a verdict to the kernel's action.
 #[inline(always)]
 fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i32 {
+    #[cfg(feature = "log")]
+    if verdict.is_slow() {
+        aya_log_ebpf::debug!(
+            TcContext::new(ctx),
+            "hook {} of interface {}: action {}, argument {}",
+            meta.hook,
+            meta.ifindex,
+            verdict.action(),
+            verdict.argument()
+        );
+    }
     match verdict.action() {
         0 => {
             account::passed(meta.hook);

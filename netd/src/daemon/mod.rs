@@ -213,6 +213,12 @@ async fn serve(
     let attached_before = before.as_ref().map(|before| before.fallbacks.attach);
     let state = initial_state(options, &loaded, &load, features, before, instead.is_some());
     let kernel = Kernel::load(&load, state.qdiscs.clone())?;
+    #[cfg(feature = "bpf-log")]
+    let kernel = {
+        let mut kernel = kernel;
+        kernel.forward_log()?;
+        kernel
+    };
     give_memory_back();
     for note in kernel.notes() {
         tracing::warn!("{note}");

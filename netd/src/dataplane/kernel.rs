@@ -346,6 +346,15 @@ impl Kernel {
         })
     }
 
+    /// Has the programs' own messages logged from now on; see [`super::bpf_log`].
+    ///
+    /// # Errors
+    /// See [`super::bpf_log::forward`].
+    #[cfg(feature = "bpf-log")]
+    pub fn forward_log(&mut self) -> anyhow::Result<()> {
+        super::bpf_log::forward(&mut self.ebpf)
+    }
+
     /// What the user should know about how it was loaded.
     pub fn notes(&self) -> &[String] {
         &self.notes

@@ -13,6 +13,8 @@
 //! [`clsact::PRIORITY`] and handle [`clsact::HANDLE`]; nothing of them is pinned, and they outlive
 //! the daemon as pinned links do.
 
+#[cfg(feature = "bpf-log")]
+mod bpf_log;
 pub mod clsact;
 #[cfg(test)]
 pub(crate) mod fake;
