@@ -33,6 +33,9 @@ pub fn program() -> String {
     std::env::var("NETD_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_netd").to_owned())
 }
 
+/// The same tests are built twice, as `semantics` and as `semantics_tx_off`.
+const TX_OFF: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"semantics_tx_off");
+
 /// A standard host on which netd runs.
 pub struct World {
     pub host: StandardHost,
@@ -47,10 +50,11 @@ pub struct World {
 impl World {
     /// Builds the host, prepares it, and starts netd with the standard file, or what `toml` makes of it.
     pub fn new(
-        options: StandardHostOptions,
+        mut options: StandardHostOptions,
         prepare: impl FnOnce(&StandardHost),
         toml: impl FnOnce(Toml) -> Toml,
     ) -> Self {
+        options.tx_offload &= !TX_OFF;
         let host = StandardHost::build(options).expect("the standard host");
         prepare(&host);
         let toml = toml(Toml::standard(&host));
