@@ -6,8 +6,8 @@ use std::time::Duration;
 use netd::dataplane::{AttachMode, Pinned, sizes};
 use netd::host::HostReader;
 use netd::lab::{
-    CLIENT, Connection, DATAGRAM, Frame, HOST, Listen, Outcome, ProbeOptions, Question, Route,
-    Server, StandardHost, StandardHostOptions, VethEnd, WEB, Want, Way, add_veth, ip, net,
+    CLIENT, Connection, DATAGRAM, Frame, HOST, Listen, Namespace, Outcome, ProbeOptions, Question,
+    Route, Server, StandardHost, StandardHostOptions, VethEnd, WEB, Want, Way, add_veth, ip, net,
     udp_probe,
 };
 
@@ -497,6 +497,72 @@ fn a_container_of_two_networks() {
         &[
             q("c0", Tcp, at(gateway, 8084), Want::Refused),
             q("c0", Udp, at(gateway, 8084), by("n2b", second)),
+        ],
+    );
+    world.end();
+}
+
+#[test]
+fn other_names_another_gateway_and_a_macvlan_beside() {
+    need_root!();
+    let beside = Namespace::create("macvlan").expect("namespace");
+    let gateway = ip("10.201.2.254");
+    let world = World::new(
+        StandardHostOptions::default(),
+        |host| {
+            // The gateway of n2 is the last address, not the first.
+            host.host
+                .delete_address("br-n2", net("10.201.2.1/24"))
+                .expect("address");
+            host.host
+                .add_address("br-n2", net("10.201.2.254/24"))
+                .expect("address");
+            let [n2a, n2b] = ["n2a", "n2b"].map(|name| &host.container(name).namespace);
+            // com.docker.network.container_iface_prefix: not every container's interface is eth0.
+            n2a.set_down("eth0").expect("down");
+            n2a.rename("eth0", "net7").expect("rename");
+            n2a.set_up("net7").expect("up");
+            for container in [n2a, n2b] {
+                container
+                    .replace_route(&Route::default_via(gateway))
+                    .expect("route");
+            }
+            host.host
+                .add_macvlan("up0", "mv0", &beside)
+                .expect("macvlan");
+            beside
+                .add_address("mv0", net("198.18.0.77/24"))
+                .expect("address");
+            beside.set_up("mv0").expect("up");
+            beside.wait_ready("mv0").expect("ready");
+        },
+        |toml| toml,
+    );
+    let _server = Server::start(&beside, "macvlan", &Listen::tcp_any(WEB)).expect("server");
+    let q = Question::new;
+    let n2a = world.host.container("n2a").v4;
+    world.ask(
+        "names and gateways",
+        &[
+            q("client", Tcp, at(HOST, 8083), by("n2a", CLIENT)),
+            q("n2a", Tcp, at(CLIENT, WEB), by("client", HOST)),
+            q("n2b", Tcp, at(CLIENT, WEB), by("client", HOST)),
+            // To itself: the other gateway steps between.
+            q("n2a", Tcp, at(HOST, 8083), by("n2a", gateway)),
+            q("n2b", Tcp, at(n2a, WEB), by("n2a", ip("10.201.2.3"))),
+            q("client", Tcp, at(n2a, WEB), Want::Nothing),
+        ],
+    );
+    world.ask(
+        "macvlan",
+        &[
+            q(
+                "client",
+                Tcp,
+                at(ip("198.18.0.77"), WEB),
+                by("macvlan", CLIENT),
+            ),
+            q("n2b", Tcp, at(CLIENT, WEB), by("client", HOST)),
         ],
     );
     world.end();
