@@ -10,7 +10,7 @@ use crate::wire::Wire;
 pub use crate::wire::{V4Addr, V6Addr};
 
 /// Version of everything in this module. Maps are pinned under `<pin_dir>/v<VERSION>/`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps in the BPF object, which are also their pin names.
 pub mod map {
@@ -99,6 +99,10 @@ pub mod config_flag {
     pub const ACCELERATE: u32 = 1;
     /// `allow_direct_routing`: published container ports may be reached by direct routing.
     pub const ALLOW_DIRECT_ROUTING: u32 = 2;
+    /// `netd unload --drain`: no new flow is taken; what is new is left to the kernel.
+    pub const DRAIN: u32 = 4;
+    /// There may be flows that the kernel's own NAT owned before netd came.
+    pub const KERNEL_FLOWS: u32 = 8;
 }
 
 /// The one element of `CONFIG`.
@@ -119,7 +123,26 @@ pub struct Config {
     /// CLOCK_BOOTTIME seconds at which the daemon last synchronised; 0: never.
     pub synced_at: u32,
     /// Reserved, zero.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
+    /// Cookie of netd's own network namespace (SO_NETNS_COOKIE): sockets of others are not its
+    /// business.
+    pub netns_cookie: u64,
+    /// Number of slots of each flow table; see [`flow_table`].
+    pub slots: [u32; flow_table::COUNT],
+}
+
+/// The flow tables by number: index of whatever is kept per table.
+pub mod flow_table {
+    /// `EMBRYOS_V4`.
+    pub const EMBRYOS_V4: usize = 0;
+    /// `FLOWS_V4`.
+    pub const FLOWS_V4: usize = 1;
+    /// `EMBRYOS_V6`.
+    pub const EMBRYOS_V6: usize = 2;
+    /// `FLOWS_V6`.
+    pub const FLOWS_V6: usize = 3;
+    /// How many there are.
+    pub const COUNT: usize = 4;
 }
 
 /// [`Endpoint::flags`].
@@ -475,8 +498,8 @@ pub struct Flow<A> {
     pub sport: [u8; 2],
     /// Destination port after translation.
     pub dport: [u8; 2],
-    /// Reserved, zero.
-    pub reserved: [u8; 4],
+    /// CLOCK_MONOTONIC seconds at which the flow began; the same in both entries.
+    pub created: u32,
 }
 
 impl<A: crate::wire::Address> Flow<A> {
@@ -502,7 +525,7 @@ impl<A: crate::wire::Address> Flow<A> {
         self.dst = A::default();
         self.sport = [0; 2];
         self.dport = [0; 2];
-        self.reserved = [0; 4];
+        self.created = 0;
     }
 }
 
@@ -616,7 +639,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Config = 32,
+    Config = 48,
     Endpoint = 12,
     EndpointAddress = 8,
     Network = 56,

@@ -115,6 +115,7 @@ fn build<F: Family>(
     }
     for entry in [original, reply] {
         entry.last_seen = now;
+        entry.created = now;
         entry.generation = generation;
         entry.owner = decision.owner;
         entry.kind = decision.kind;

@@ -345,7 +345,7 @@ fn containers_come_and_go() {
         .add_address("eth1", net("10.201.1.4/24"))
         .unwrap();
     host.wait("its second address too", |h| known(h, [10, 201, 1, 4]));
-    let pins = || fs::read_dir(host.pin_dir.join("v1/links")).unwrap().count();
+    let pins = || fs::read_dir(host.pin_dir.join("v2/links")).unwrap().count();
     assert_eq!(pins(), 2 + 2 * 2);
     let epoch = host.actual(AttachMode::Tcx).unwrap().config.epoch;
     host.host.delete_device("veth2").unwrap();
@@ -370,7 +370,7 @@ fn a_device_that_moves_away_loses_its_program() {
     .unwrap();
     let ifindex = host.host.ifindex("up1").unwrap();
     host.start(&[]);
-    let pin = host.pin_dir.join(format!("v1/links/from_uplink-{ifindex}"));
+    let pin = host.pin_dir.join(format!("v2/links/from_uplink-{ifindex}"));
     host.wait("the uplink has its program", |_| pin.exists());
     host.host.move_device("up1", &elsewhere).unwrap();
     host.wait("the pin is gone", |_| !pin.exists());
@@ -514,7 +514,7 @@ fn a_pinned_map_of_another_shape_is_refused() {
     let mut host = Host::new();
     host.start(&[]);
     host.stop(SIGTERM);
-    let maps = host.pin_dir.join("v1/maps");
+    let maps = host.pin_dir.join("v2/maps");
     let uplinks = maps.join("UPLINKS");
     fs::remove_file(&uplinks).unwrap();
     fs::rename(maps.join("ADDRS_V4"), &uplinks).unwrap();
@@ -597,7 +597,7 @@ fn flow_table(
     host: &Host,
     name: &str,
 ) -> aya::maps::HashMap<aya::maps::MapData, [u8; 16], [u8; 88]> {
-    let data = aya::maps::MapData::from_pin(host.pin_dir.join("v1/maps").join(name)).unwrap();
+    let data = aya::maps::MapData::from_pin(host.pin_dir.join("v2/maps").join(name)).unwrap();
     let map = aya::maps::Map::from_map_data(data).unwrap();
     map.try_into().unwrap()
 }

@@ -430,8 +430,8 @@ mod tests {
             embryo_limit: 32_768,
         };
         DataPlane {
-            abi_version: 1,
-            pinned: "/sys/fs/bpf/netd/v1".into(),
+            abi_version: 2,
+            pinned: "/sys/fs/bpf/netd/v2".into(),
             mode: "replace",
             allow_direct_routing: false,
             synced_at: Some("2026-11-21T10:00:05Z".parse().unwrap()),
@@ -499,7 +499,7 @@ file          /etc/netd/netd.toml
 mode          replace
 synchronised  2026-11-21T10:00:05Z
 kernel        6.18.0; tcx links, source address by route lookup
-pinned        /sys/fs/bpf/netd/v1 (ABI 1)
+pinned        /sys/fs/bpf/netd/v2 (ABI 2)
 source ports  16384-32767
 containers    4
 publishes     2 (see `netd ports`)
