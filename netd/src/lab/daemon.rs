@@ -89,8 +89,28 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Starts `netd run` with more arguments, and waits until nothing is left to do.
+    /// Takes another binary for all that is started from now on.
+    pub fn set_program(&mut self, program: &Path) {
+        self.seat.program = program.to_owned();
+    }
+
+    /// Starts `netd run` with more arguments, and waits until nothing is left to do. With `--takeover` the daemon that
+    /// ran before leaves meanwhile, and has to leave with exit code 0.
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
+        let before = self.process.take();
+        self.spawn(arguments)?;
+        if let Some(mut before) = before {
+            match before.wait_timeout(GRACE)? {
+                Some(status) if status.success() => {}
+                Some(status) => return Err(self.failed(format!("was left with {status}"))),
+                None => return Err(self.failed("does not leave for another".to_owned())),
+            }
+        }
+        self.settle()
+    }
+
+    /// Starts `netd run`, and waits until it was in agreement once.
+    fn spawn(&mut self, arguments: &[&str]) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -123,7 +143,7 @@ impl Daemon {
                 return Err(self.failed("is not ready".to_owned()));
             }
         }
-        self.settle()
+        Ok(())
     }
 
     /// Waits until `netd plan` finds nothing to do: what the host is and what the file says are in force.
