@@ -2,6 +2,7 @@
 //! floods of packets and flows. One module per acceptance, one process per test, one test at a time
 //! (`cargo xtask test --only survival`): each wants the machine for itself.
 
+mod daemon_dead;
 mod load;
 mod programs;
 mod restart;

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 
 use crate::load::{Connections, Stop, Stream, Transfers};
 use crate::programs::{need_root, netd, second_build};
-use crate::world::{CLIENT_V6, HOST_V6, World, at, publish, to};
+use crate::world::{CLIENT_V6, HOST_V6, Link, World, at, publish, to};
 
 const CYCLES: usize = 20;
 /// Of each of the four streams.
@@ -19,21 +19,6 @@ const PACE: u32 = 4;
 const ECHO: u16 = 6000;
 /// Where those of containers are published.
 const PUBLISHED_ECHO: u16 = 8086;
-
-/// Links by their id, and the program of each.
-fn links(world: &World) -> BTreeMap<u32, u32> {
-    let directory = world.daemon.pin_dir().join("v2/links");
-    let pins = std::fs::read_dir(directory).expect("links");
-    pins.map(|pin| {
-        let path = pin.expect("a pin").path();
-        let link = aya::programs::links::PinnedLink::from_pin(&path).expect("a link");
-        let info = aya::programs::links::FdLink::from(link)
-            .info()
-            .expect("its information");
-        (info.id(), info.program_id())
-    })
-    .collect()
-}
 
 #[test]
 fn no_packet_is_lost_in_twenty_restarts() {
@@ -97,8 +82,9 @@ fn no_packet_is_lost_in_twenty_restarts() {
         Connections::start(from, to.into(), Duration::from_millis(10), stop.clone())
     });
 
-    let before = links(&world);
-    let mut programs: BTreeSet<u32> = before.values().copied().collect();
+    let ids = |links: &BTreeMap<_, Link>| links.values().map(|link| link.id).collect::<Vec<_>>();
+    let before = world.links();
+    let mut programs: BTreeSet<u32> = before.values().map(|link| link.program).collect();
     for cycle in 0..CYCLES {
         let began = Instant::now();
         let daemon = &mut world.daemon;
@@ -124,12 +110,12 @@ fn no_packet_is_lost_in_twenty_restarts() {
                 "the first build takes over"
             }
         };
-        let now = links(&world);
+        let now = world.links();
         assert!(
-            now.keys().eq(before.keys()),
+            ids(&now) == ids(&before),
             "{how}: the links are others: {before:?}, {now:?}"
         );
-        let replaced: BTreeSet<u32> = now.values().copied().collect();
+        let replaced: BTreeSet<u32> = now.values().map(|link| link.program).collect();
         assert!(
             replaced.is_disjoint(&programs),
             "{how}: some links still have an earlier daemon's program: {now:?}"

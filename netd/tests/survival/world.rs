@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use netd::lab::{Container, Daemon, StandardHost, StandardHostOptions, ip};
+use aya::maps::MapInfo;
+use aya::programs::links::{FdLink, PinnedLink};
+use netd::lab::{Container, Daemon, Question, StandardHost, StandardHostOptions, Want, ip};
+use nix::sys::signal::Signal;
 
 use crate::programs::netd;
 
@@ -12,11 +17,24 @@ pub const HOST_V6: &str = "fd99::1";
 /// The client's.
 pub const CLIENT_V6: &str = "fd99::2";
 
+/// A dropped probe takes this long.
+pub const SHORT: Duration = Duration::from_millis(700);
+/// An answered one may take this long on a busy machine.
+pub const LONG: Duration = Duration::from_secs(5);
+
 /// A standard host on which netd runs in replace mode.
 pub struct World {
     /// Goes first: it needs the namespaces for its unload.
     pub daemon: Daemon,
     pub host: StandardHost,
+}
+
+/// A pinned link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub id: u32,
+    /// Id of its program.
+    pub program: u32,
 }
 
 /// A port of an address.
@@ -61,12 +79,98 @@ impl World {
         drops
     }
 
+    /// Asks, and expects what is wanted; no server may have answered anything else meanwhile.
+    pub fn ask(&self, part: &str, questions: &[Question]) {
+        let before = self.requests();
+        let outcomes = self.host.ask(questions, SHORT, LONG, false);
+        let mut wrong: Vec<String> = Vec::new();
+        let mut answers = 0;
+        for (question, outcome) in questions.iter().zip(&outcomes) {
+            answers += u64::from(outcome.report().is_some());
+            if !question.want.matches(outcome) {
+                let (name, want) = (&question.name, &question.want);
+                wrong.push(format!("{name}: expected {want}, got {outcome}"));
+            }
+        }
+        let served = self.requests() - before;
+        if served != answers {
+            wrong.push(format!(
+                "{answers} answers, but {served} requests reached a server"
+            ));
+        }
+        assert!(
+            wrong.is_empty(),
+            "{part}:\n  {}\n{:?}\n{}",
+            wrong.join("\n  "),
+            self.drops(),
+            self.daemon.log()
+        );
+    }
+
+    fn requests(&self) -> u64 {
+        let containers = self.host.containers.iter().map(|c| c.server.requests());
+        let others = self.host.servers.iter().map(|server| server.requests());
+        containers.chain(others).sum()
+    }
+
+    /// The daemon dies without a word.
+    pub fn kill(&mut self) {
+        let status = self.daemon.stop(Signal::SIGKILL).expect("kill");
+        assert!(status.is_some(), "it was not running");
+    }
+
+    /// The daemon is started again, and has nothing to do any more.
+    pub fn start_again(&mut self) {
+        self.daemon.run(&[]).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// The links that are pinned, by the names of their pins.
+    pub fn links(&self) -> BTreeMap<String, Link> {
+        let directory = self.pins().join("links");
+        let pins = std::fs::read_dir(directory).expect("links");
+        pins.map(|pin| {
+            let path = pin.expect("a pin").path();
+            let link = FdLink::from(PinnedLink::from_pin(&path).expect("a link"));
+            let info = link.info().expect("its information");
+            let name = path.file_name().expect("a name").to_string_lossy();
+            let link = Link {
+                id: info.id(),
+                program: info.program_id(),
+            };
+            (name.into_owned(), link)
+        })
+        .collect()
+    }
+
+    /// Ids of the pinned maps, by name.
+    pub fn maps(&self) -> BTreeMap<String, u32> {
+        let pins = std::fs::read_dir(self.pins().join("maps")).expect("maps");
+        pins.map(|pin| {
+            let path = pin.expect("a pin").path();
+            let info = MapInfo::from_pin(&path).expect("a map");
+            let name = path.file_name().expect("a name").to_string_lossy();
+            (name.into_owned(), info.id())
+        })
+        .collect()
+    }
+
+    /// Where the objects of this ABI are pinned.
+    pub fn pins(&self) -> PathBuf {
+        let version = format!("v{}", netd_common::abi::VERSION);
+        self.daemon.pin_dir().join(version)
+    }
+
     /// Nothing is left to do, and everything can be removed again.
     pub fn end(self) {
         let plan = self.daemon.verb(&["plan", "--exit-code"]).expect("plan");
         assert_eq!(plan.code, 0, "{}{}", plan.stdout, plan.stderr);
         self.daemon.unload().unwrap_or_else(|e| panic!("{e}"));
     }
+}
+
+/// This server answers and saw this client.
+pub fn by(server: &str, peer: impl Into<IpAddr>) -> Want {
+    Want::Answer(server.to_owned(), peer.into())
 }
 
 /// The standard file and what a test adds.

@@ -1,10 +1,12 @@
 //! Traffic that goes on while something else happens, and says at its end what became of it.
 
 mod connections;
+mod push;
 mod stream;
 mod transfer;
 
 pub use connections::Connections;
+pub use push::Push;
 pub use stream::Stream;
 pub use transfer::Transfers;
 

@@ -1,6 +1,6 @@
 //! A TCP connection over which blocks go back and forth, every byte compared.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -69,11 +69,12 @@ fn exchange(mut connection: Connection, stop: &Stop) -> Result<Moved, String> {
     }
     Ok(Moved {
         bytes,
-        retransmitted: retransmitted(connection.stream()),
+        retransmitted: tcp_info(connection.stream()).tcpi_total_retrans,
     })
 }
 
-fn retransmitted(stream: &std::net::TcpStream) -> u32 {
+/// What the kernel says of a connection (tcp(7), TCP_INFO).
+pub(super) fn tcp_info(stream: &TcpStream) -> libc::tcp_info {
     // SAFETY: plain numbers, for which zeros are values.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
@@ -88,5 +89,5 @@ fn retransmitted(stream: &std::net::TcpStream) -> u32 {
         )
     };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    info.tcpi_total_retrans
+    info
 }
