@@ -18,6 +18,7 @@ mod bpf_log;
 pub mod clsact;
 #[cfg(test)]
 pub(crate) mod fake;
+mod flows;
 mod kernel;
 mod maps;
 mod pod;
