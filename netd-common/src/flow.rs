@@ -28,9 +28,10 @@ use crate::{
     wire::{Family, proto, tcp_flag},
 };
 
-/// Seconds after which a stored next hop is looked up again, so that a dead daemon, which bumps no
-/// epoch, cannot freeze routing.
-pub const ROUTE_LIFETIME: u32 = 5;
+/// A stored next hop that is older than this many seconds is looked up again, so that a dead
+/// daemon, which bumps no epoch, cannot freeze routing. The clock counts whole seconds: "older than
+/// four" is true after four to five seconds, and never later.
+pub const ROUTE_LIFETIME: u32 = 4;
 
 /// State of a flow that begins with this packet.
 #[must_use]
