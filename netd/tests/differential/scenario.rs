@@ -47,7 +47,7 @@ pub trait LabFamily: ModelFamily {
     fn publishes(scenario: &mut Scenario) -> &mut Vec<PublishSpec<Self::Addr>>;
 }
 
-fn v6(text: &str) -> V6Addr {
+pub fn v6(text: &str) -> V6Addr {
     text.parse::<Ipv6Addr>().expect("an address").into()
 }
 
@@ -206,6 +206,16 @@ impl Scenario {
             scenario.publish::<V6>(random);
         }
         scenario
+    }
+
+    /// These tables, and nobody to change them.
+    pub fn of(model: Model) -> Self {
+        Self {
+            model,
+            containers: Vec::new(),
+            publishes_v4: Vec::new(),
+            publishes_v6: Vec::new(),
+        }
     }
 
     fn publish<F: LabFamily>(&mut self, random: &mut Random) {
