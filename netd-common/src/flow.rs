@@ -19,6 +19,7 @@ use crate::{
     conntrack::State,
     decide::Leg,
     drop::DropReason,
+    kernel_flow,
     nat::{PORT_ATTEMPTS, source_port},
     parse::Parsed,
     tables::{InsertError, Scratch, Slot, Steps, Tables},
@@ -265,6 +266,9 @@ pub fn try_source_port<F: Family, T: Tables<F>>(
     };
     scratch.original.sport = port;
     scratch.reply_tuple.dport = port;
+    if kernel_flow::reserves::<F, T>(tables, config, &scratch.reply_tuple) {
+        return attempt::TAKEN;
+    }
     let echo = scratch.tuple.proto == F::ICMP;
     if !echo
         && (tables.port_published(scratch.tuple.proto, port)

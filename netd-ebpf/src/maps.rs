@@ -1,6 +1,7 @@
 //! The maps. Sizes here are defaults; the loader sets them from the machine's memory.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -10,6 +11,8 @@ use crate::tables::FibLookup;
 
 type A4 = V4Addr;
 type A6 = V6Addr;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -51,6 +54,12 @@ pub static FLOWS_V6: HashMap<Tuple<A6>, Flow<A6>, 65536> = HashMap::new();
 pub static EMBRYOS_V4: LruHashMap<Tuple<A4>, Flow<A4>, 65536> = LruHashMap::new();
 #[btf_map]
 pub static EMBRYOS_V6: LruHashMap<Tuple<A6>, Flow<A6>, 16384> = LruHashMap::new();
+#[btf_map]
+pub static KERNEL_FLOWS_V4: HashMap<Tuple<A4>, KernelFlow<A4>, 524288, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+pub static KERNEL_FLOWS_V6: HashMap<Tuple<A6>, KernelFlow<A6>, 131072, NO_PREALLOC> =
+    HashMap::new();
 #[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]

@@ -17,7 +17,7 @@ use crate::{
 
 macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $decide:ident,
-     $create:ident, $send:ident, $try_source_port:ident, $route:ident, $host_listens:ident) => {
+     $create:ident, $send:ident, $try_source_port:ident, $kernel_forwards:ident, $route:ident, $host_listens:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $from_endpoint(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
@@ -52,6 +52,11 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $try_source_port(ctx: *mut __sk_buff, attempt: u32) -> u32 {
             steps::try_source_port::<$family, _>(&Maps(ctx), attempt)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $kernel_forwards(ctx: *mut __sk_buff, translated: u32) -> u32 {
+            steps::kernel_forwards::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), translated)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -93,6 +98,10 @@ macro_rules! subprograms {
             fn try_source_port(&self, attempt: u32) -> u32 {
                 $try_source_port(self.0, attempt)
             }
+            #[inline(always)]
+            fn kernel_forwards<P: Packet>(&self, _: &mut P, translated: u32) -> u32 {
+                $kernel_forwards(self.0, translated)
+            }
         }
     };
 }
@@ -106,6 +115,7 @@ subprograms!(
     create_v4,
     send_v4,
     try_source_port_v4,
+    kernel_forwards_v4,
     route_v4,
     host_listens_v4
 );
@@ -118,6 +128,7 @@ subprograms!(
     create_v6,
     send_v6,
     try_source_port_v6,
+    kernel_forwards_v6,
     route_v6,
     host_listens_v6
 );

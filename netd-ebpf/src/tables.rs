@@ -13,7 +13,7 @@ use aya_ebpf::{
 use netd_common::{
     abi::*,
     drop::DropReason,
-    tables::{InsertError, Scratch, Slot, Tables},
+    tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
 };
 
@@ -35,6 +35,7 @@ pub trait FamilyMaps: Family {
     fn embryo(key: &Tuple<A<Self>>) -> Option<*mut Flow<A<Self>>>;
     fn insert_flow(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32>;
     fn insert_embryo(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32>;
+    fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>>;
     fn remove_flow(key: &Tuple<A<Self>>);
     fn remove_embryo(key: &Tuple<A<Self>>);
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
@@ -54,7 +55,7 @@ pub type SockTuple = [u32; 9];
 
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
-     $flows:ident, $embryos:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
+     $flows:ident, $embryos:ident, $kernel_flows:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
@@ -92,6 +93,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn insert_embryo(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32> {
                 maps::$embryos.insert(key, flow, u64::from(BPF_NOEXIST))
+            }
+            #[inline(always)]
+            fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>> {
+                maps::$kernel_flows.get_ptr_mut(key)
             }
             #[inline(always)]
             fn remove_flow(key: &Tuple<A<Self>>) {
@@ -164,6 +169,7 @@ family_maps!(
     EXPOSED_V4,
     FLOWS_V4,
     EMBRYOS_V4,
+    KERNEL_FLOWS_V4,
     SCRATCH_V4,
     12,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], d[0], ports, 0, 0, 0, 0, 0, 0],
@@ -179,6 +185,7 @@ family_maps!(
     EXPOSED_V6,
     FLOWS_V6,
     EMBRYOS_V6,
+    KERNEL_FLOWS_V6,
     SCRATCH_V6,
     36,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports],
@@ -369,6 +376,14 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     #[inline(always)]
     fn remove_embryo(&self, key: &Tuple<F::Addr>) {
         F::remove_embryo(key);
+    }
+
+    #[inline(always)]
+    fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
+        // SAFETY: a map value stays mapped while the program runs.
+        F::kernel_flow(key)
+            .and_then(NonNull::new)
+            .map(|p| unsafe { KernelSlot::new(p) })
     }
 
     #[inline(always)]

@@ -2,8 +2,8 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, LocalAddress, Network,
-    NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, KernelFlow, LocalAddress,
+    Network, NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -85,6 +85,14 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::FLOWS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(Hash)),
         (map::EMBRYOS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(LruHash)),
         (map::EMBRYOS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(LruHash)),
+        (
+            map::KERNEL_FLOWS_V4,
+            Shape::of::<Tuple<A4>, KernelFlow<A4>>(Hash),
+        ),
+        (
+            map::KERNEL_FLOWS_V6,
+            Shape::of::<Tuple<A6>, KernelFlow<A6>>(Hash),
+        ),
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
