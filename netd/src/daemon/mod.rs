@@ -6,6 +6,7 @@
 pub mod control;
 mod engine;
 mod file_watch;
+mod kernel_nat;
 mod lock;
 
 use std::future::pending;
@@ -386,6 +387,7 @@ fn initial_state(
         sysctls: Default::default(),
         reserved_ports: None,
         qdiscs: Default::default(),
+        kernel_nat: Default::default(),
     };
     // What an earlier daemon left to undo, and the ids that rows and flows refer to.
     if let Some(before) = before {
@@ -393,6 +395,7 @@ fn initial_state(
         state.sysctls = before.sysctls;
         state.reserved_ports = before.reserved_ports;
         state.qdiscs = before.qdiscs;
+        state.kernel_nat = before.kernel_nat;
     }
     state
 }
@@ -564,6 +567,7 @@ impl Daemon<'_> {
     }
 
     fn collect(&mut self) {
+        self.engine.collect_kernel_flows();
         match self.engine.kernel.collect() {
             Ok(collected) => {
                 self.collect_errors.recovered();

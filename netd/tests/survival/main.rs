@@ -1,0 +1,3 @@
+//! What survives what.
+
+mod kernel_nat;
