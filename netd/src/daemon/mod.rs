@@ -255,6 +255,10 @@ async fn serve(
         }
         None => daemon.keep_good_copy(),
     }
+    // Who starts netd wants it to take flows.
+    if let Err(error) = daemon.engine.end_draining() {
+        tracing::warn!("{error}: no new flows are taken; `netd run --takeover` tries again");
+    }
     daemon.sync(&mut watch);
     if attached_before.is_some_and(|before| before != load.attach) {
         daemon.engine.detach_other(load.attach, &daemon.pin_dir);
@@ -293,6 +297,8 @@ async fn serve(
                 // The client may have gone.
                 Command::Reload => { let _ = answer.send(daemon.reload(&mut watch)); }
                 Command::Leave => break Some(answer),
+                Command::Drain => { let _ = answer.send(daemon.drain(true)); }
+                Command::EndDraining => { let _ = answer.send(daemon.drain(false)); }
             },
             changed = file_changed(&mut file_watch) => {
                 if let Err(error) = changed {
@@ -548,6 +554,25 @@ impl Daemon<'_> {
                 "the file is valid, but not everything is in force yet: {}",
                 alarm.message
             )),
+        }
+    }
+
+    fn drain(&mut self, on: bool) -> Answer {
+        let done = if on {
+            self.engine.drain()
+        } else {
+            self.engine.end_draining()
+        };
+        match done {
+            Ok(()) if on => {
+                tracing::info!("draining: no new flows are taken");
+                Answer::done("no new flows are taken")
+            }
+            Ok(()) => {
+                tracing::info!("draining was given up: new flows are taken again");
+                Answer::done("new flows are taken again")
+            }
+            Err(error) => Answer::failed(error.to_string()),
         }
     }
 

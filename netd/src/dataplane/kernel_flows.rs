@@ -113,35 +113,11 @@ impl Kernel {
         }
         Ok(left)
     }
-
-    /// Switches draining on or off; see [`Pinned::set_draining`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_draining(&mut self, on: bool) -> Result<(), DataplaneError> {
-        self.pinned.set_draining(on)
-    }
-
-    /// Is netd drained?
-    ///
-    /// # Errors
-    /// When the configuration cannot be read.
-    pub fn is_draining(&self) -> Result<bool, DataplaneError> {
-        Ok(self.pinned.maps.config()?.flags & config_flag::DRAIN != 0)
-    }
 }
 
 impl Pinned {
-    /// Switches draining on or off: while it is on, no new flow is taken.
-    ///
-    /// # Errors
-    /// When the configuration cannot be written.
-    pub fn set_draining(&mut self, on: bool) -> Result<(), DataplaneError> {
-        self.set_passing(config_flag::DRAIN, on)
-    }
-
     /// Sets or clears a bit of [`config_flag::PASSING`].
-    fn set_passing(&mut self, bit: u32, on: bool) -> Result<(), DataplaneError> {
+    pub(super) fn set_passing(&mut self, bit: u32, on: bool) -> Result<(), DataplaneError> {
         let now = self.maps.config()?;
         let flags = if on {
             now.flags | bit

@@ -16,6 +16,7 @@
 #[cfg(feature = "bpf-log")]
 mod bpf_log;
 pub mod clsact;
+mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod kernel;

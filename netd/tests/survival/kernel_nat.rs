@@ -573,15 +573,15 @@ fn chunks(count: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
         .map(move |n| n..(n + CHUNK).min(count))
 }
 
-fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_netd"))
 }
 
-fn json(daemon: &Daemon, verb: &[&str]) -> Value {
+pub fn json(daemon: &Daemon, verb: &[&str]) -> Value {
     let answer = daemon
         .verb(&[verb, &["--json"]].concat())
         .expect("netd runs");

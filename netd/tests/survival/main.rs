@@ -1,3 +1,4 @@
 //! What survives what.
 
+mod drain;
 mod kernel_nat;
