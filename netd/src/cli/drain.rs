@@ -1,5 +1,6 @@
 //! `netd unload --drain`: waiting until netd carries nothing any more.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +80,7 @@ pub(super) fn drain(pin_dir: &Path, files: &RunFiles, limit: Duration) -> anyhow
         }
         let left = pinned.live_flows()?;
         if left == 0 {
-            eprintln!("no flow is left");
+            tell("no flow is left");
             return Ok(Drained::Empty);
         }
         if stop.load(Ordering::Relaxed) {
@@ -96,7 +97,7 @@ pub(super) fn drain(pin_dir: &Path, files: &RunFiles, limit: Duration) -> anyhow
         }
         if told.is_none_or(|(at, flows): (Instant, usize)| flows != left && at.elapsed() >= TELL) {
             let time = limit.saturating_sub(began.elapsed()).as_secs();
-            eprintln!("draining: {left} flows left, {time} s to go");
+            tell(&format!("draining: {left} flows left, {time} s to go"));
             told = Some((Instant::now(), left));
         }
         if collected.elapsed() >= COLLECT && running_pid(files).is_none() {
@@ -105,6 +106,11 @@ pub(super) fn drain(pin_dir: &Path, files: &RunFiles, limit: Duration) -> anyhow
         }
         std::thread::sleep(COUNT);
     }
+}
+
+/// Nobody may be there to read it: no reason to leave netd half-way.
+fn tell(progress: &str) {
+    let _ = writeln!(std::io::stderr(), "{progress}");
 }
 
 /// Through the daemon, which writes to the same place; without one, directly.
