@@ -109,6 +109,8 @@ reasons! {
     RouterAdvertisement = 37, "router-advertisement";
     /// The publish, container or route that this flow depended on is gone.
     FlowEnded = 38, "flow-ended";
+    /// The container has its share (a quarter) of the flow table.
+    FlowShareExhausted = 39, "flow-share-exhausted";
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use crate::{
     abi::{Config, Tuple, config_flag, kernel_flow_flag as flag},
-    conntrack::State,
+    conntrack::{State, idle},
     tables::{KernelSlot, Tables},
     wire::{Family, proto, tcp_flag},
 };
@@ -85,14 +85,6 @@ pub fn reserves<F: Family, T: Tables<F>>(
     key: &Tuple<F::Addr>,
 ) -> bool {
     any(config) && tables.kernel_flow(key).is_some()
-}
-
-/// Seconds since `last_seen`. A packet on another CPU may be a moment ahead of `now`.
-#[must_use]
-#[inline(always)]
-pub const fn idle(now: u32, last_seen: u32) -> u32 {
-    let idle = now.wrapping_sub(last_seen);
-    if idle > i32::MAX as u32 { 0 } else { idle }
 }
 
 /// Seconds that a flow may be idle, by its lifetime and the flags of both its directions.

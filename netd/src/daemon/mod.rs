@@ -8,6 +8,7 @@ mod engine;
 mod file_watch;
 mod kernel_nat;
 mod lock;
+mod nat_watch;
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 pub use engine::recover_ids;
 pub use lock::{Lock, LockError};
 
+use netd_common::abi::NatPressure;
+
 use crate::config::{Config, ConfigError, Loaded, last_good};
 use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
 use crate::host::{self, HostWatch, KernelFeatures, Wake};
@@ -30,6 +33,7 @@ use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress};
 use control::{Answer, AskError, Command};
 use engine::{Engine, summary};
 use file_watch::FileWatch;
+use nat_watch::{NatWatch, Pressure};
 
 /// Default of `--state-dir`.
 pub const STATE_DIR: &str = "/var/lib/netd";
@@ -238,6 +242,8 @@ async fn serve(
         bump_at: None,
         file_at: None,
         bumped: None,
+        nat_at: None,
+        pressure: Pressure::default(),
         retry: RETRY,
         sync_errors: RepeatedError::default(),
         collect_errors: RepeatedError::default(),
@@ -273,6 +279,9 @@ async fn serve(
         began.elapsed().as_secs_f64() * 1e3,
     );
 
+    let mut nat_watch = NatWatch::open(&daemon.engine.kernel.maps_directory())
+        .inspect_err(|error| tracing::warn!("cannot watch for scarce source ports: {error}"))
+        .ok();
     let mut collect = interval(COLLECT);
     collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
     collect.tick().await;
@@ -309,6 +318,14 @@ async fn serve(
                 daemon.file_at = Some(Instant::now() + COALESCE);
             }
             () = until(daemon.file_at) => daemon.file_changed(&mut watch),
+            told = told(&mut nat_watch) => match told {
+                Ok(events) => daemon.nat_at = Some(daemon.pressure.add(events)),
+                Err(error) => {
+                    tracing::warn!("no longer watching for scarce source ports: {error}");
+                    nat_watch = None;
+                }
+            },
+            () = until(daemon.nat_at) => daemon.collect(),
             _ = hangup.recv() => drop(daemon.reload(&mut watch)),
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -351,6 +368,13 @@ async fn file_changed(watch: &mut Option<FileWatch>) -> std::io::Result<()> {
     }
 }
 
+async fn told(watch: &mut Option<NatWatch>) -> std::io::Result<Vec<NatPressure>> {
+    match watch {
+        Some(watch) => watch.told().await,
+        None => pending().await,
+    }
+}
+
 /// Reading the kernel's BTF takes tens of megabytes for a moment.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
@@ -388,6 +412,7 @@ fn initial_state(
             },
         },
         alarm: None,
+        scarce_ports: Vec::new(),
         warnings: Vec::new(),
         networks: Default::default(),
         sysctls: Default::default(),
@@ -423,6 +448,9 @@ struct Daemon<'a> {
     /// The file may have changed; it is read then.
     file_at: Option<Instant>,
     bumped: Option<Instant>,
+    /// Scarce source ports are looked into then.
+    nat_at: Option<Instant>,
+    pressure: Pressure,
     retry: Duration,
     sync_errors: RepeatedError,
     collect_errors: RepeatedError,
@@ -593,6 +621,7 @@ impl Daemon<'_> {
 
     fn collect(&mut self) {
         self.engine.collect_kernel_flows();
+        self.nat_at = None;
         match self.engine.kernel.collect() {
             Ok(collected) => {
                 self.collect_errors.recovered();
@@ -605,6 +634,11 @@ impl Daemon<'_> {
                     tracing::warn!("cannot collect idle flows: {error}{report}");
                 }
             }
+        }
+        if self.pressure.is_any()
+            && let Err(error) = self.pressure.look(&mut self.engine)
+        {
+            tracing::debug!("cannot count source ports: {error}");
         }
     }
 }

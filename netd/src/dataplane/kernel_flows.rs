@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use netd_common::abi::{
     self, Flow, KernelFlow, Tuple, V4Addr, V6Addr, config_flag, kernel_flow_flag,
 };
-use netd_common::kernel_flow::{idle, lifetime};
+use netd_common::conntrack::idle;
+use netd_common::kernel_flow::lifetime;
 use netd_common::wire::Wire;
 
 use super::DataplaneError;

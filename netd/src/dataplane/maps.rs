@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use netd_common::abi::{
-    self, Backend, Endpoint, EndpointAddress, Flow, KernelFlow, LocalAddress, Network,
+    self, Backend, Endpoint, EndpointAddress, Flow, Holding, KernelFlow, LocalAddress, Network,
     NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
 };
 use netd_common::wire::Wire;
@@ -193,6 +193,7 @@ macro_rules! define {
             pub(super) embryos_v6: FlowTable<V6Addr>,
             pub(super) kernel_v4: FlowTable<V4Addr, KernelFlow<V4Addr>>,
             pub(super) kernel_v6: FlowTable<V6Addr, KernelFlow<V6Addr>>,
+            holdings: HashTable<u32, Holding>,
         }
 
         impl Maps {
@@ -209,6 +210,9 @@ macro_rules! define {
                     embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
                     kernel_v4: FlowTable::open(directory, map::KERNEL_FLOWS_V4)?,
                     kernel_v6: FlowTable::open(directory, map::KERNEL_FLOWS_V6)?,
+                    holdings: pinned(directory, map::HOLDINGS, |map| {
+                        <HashTable<u32, Holding> as TypedMap<_, _>>::from_map(map)
+                    })?,
                 })
             }
 
@@ -264,6 +268,33 @@ impl Maps {
         config
             .map(|config| config.0)
             .map_err(|error| unreadable(map::CONFIG, error))
+    }
+
+    /// Sets how many flows each container has; who is not named and has no interface any more is
+    /// forgotten.
+    pub(super) fn set_holdings(
+        &mut self,
+        held: &BTreeMap<u32, Holding>,
+    ) -> Result<(), DataplaneError> {
+        let counted = self.holdings.rows();
+        for (owner, was) in counted.map_err(|error| unreadable(map::HOLDINGS, error))? {
+            let now = held.get(&owner).copied().unwrap_or_default();
+            if now != was {
+                self.hold(owner, &now)?;
+            } else if was == Holding::default() && nix::net::if_::if_indextoname(owner).is_err() {
+                let _ = self.holdings.remove(&owner);
+            }
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, owner: u32, held: &Holding) -> Result<(), DataplaneError> {
+        let put = self.holdings.put(&owner, held);
+        put.map_err(|error| DataplaneError::Map {
+            map: map::HOLDINGS,
+            row: format!("interface {owner}"),
+            source: cause(error),
+        })
     }
 
     /// Writes the configuration element.

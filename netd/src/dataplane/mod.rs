@@ -19,6 +19,7 @@ pub mod clsact;
 mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
+mod flows;
 mod kernel;
 mod kernel_flows;
 mod maps;

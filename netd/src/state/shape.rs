@@ -2,8 +2,9 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, KernelFlow, LocalAddress,
-    Network, NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
+    KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, Subnet, TableEvents,
+    Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -57,7 +58,7 @@ impl Shape {
 pub const SHAPES: &[(&str, Shape)] = {
     type A4 = V4Addr;
     type A6 = V6Addr;
-    use MapType::{Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf};
+    use MapType::{Array, Hash, LpmTrie, LruPerCpuHash, PerCpuArray, RingBuf};
     &[
         (map::CONFIG, Shape::of::<u32, Config>(Array)),
         (map::ENDPOINTS, Shape::of::<u32, Endpoint>(Hash)),
@@ -83,8 +84,19 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::PORTS, Shape::of::<u32, u64>(Array)),
         (map::FLOWS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(Hash)),
         (map::FLOWS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(Hash)),
-        (map::EMBRYOS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(LruHash)),
-        (map::EMBRYOS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(LruHash)),
+        (map::EMBRYOS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(Hash)),
+        (map::EMBRYOS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(Hash)),
+        (map::FLOW_RING_V4, Shape::of::<u32, Seat<A4>>(Array)),
+        (map::FLOW_RING_V6, Shape::of::<u32, Seat<A6>>(Array)),
+        (map::EMBRYO_RING_V4, Shape::of::<u32, Seat<A4>>(Array)),
+        (map::EMBRYO_RING_V6, Shape::of::<u32, Seat<A6>>(Array)),
+        (map::HANDS, Shape::of::<u32, Hand>(Array)),
+        (map::HOLDINGS, Shape::of::<u32, Holding>(Hash)),
+        (
+            map::TABLE_EVENTS,
+            Shape::of::<u32, TableEvents>(PerCpuArray),
+        ),
+        (map::NAT_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (
             map::KERNEL_FLOWS_V4,
             Shape::of::<Tuple<A4>, KernelFlow<A4>>(Hash),
