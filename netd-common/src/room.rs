@@ -300,7 +300,7 @@ pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: 
 /// Seconds that half a flow must be left alone before it counts as left over, and a closed
 /// connection before its port is taken: a flow that is just being made has one half for a moment,
 /// and the last segments of a connection may still be under way.
-const SETTLED: u32 = 2;
+pub const SETTLED: u32 = 2;
 
 /// Ends the flow that owns `scratch.reply_tuple`, if it has expired or is what is left of a flow
 /// that lost its other half; where the need is `pressing` also if both sides have closed it (RFC
@@ -361,8 +361,9 @@ fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, genera
     }
 }
 
+/// [`remove`], from the embryos only.
 #[inline(always)]
-fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+pub fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
     let Some(slot) = tables.embryo(key) else {
         return;
     };
