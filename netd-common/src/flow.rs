@@ -22,6 +22,7 @@ use crate::{
     conntrack::State,
     decide::Leg,
     drop::DropReason,
+    kernel_flow,
     nat::{PORT_ATTEMPTS, PRESSURE_ATTEMPTS, RANDOM_ATTEMPTS, source_port},
     parse::Parsed,
     room,
@@ -311,6 +312,9 @@ pub fn try_source_port<F: Family, T: Steps<F>>(
     };
     scratch.original.sport = port;
     scratch.reply_tuple.dport = port;
+    if kernel_flow::reserves::<F, T>(tables, config, &scratch.reply_tuple) {
+        return attempt::TAKEN;
+    }
     // Free, or made free: nobody is asked to leave before the random tries have failed.
     if tables.reclaim(u32::from(number >= RANDOM_ATTEMPTS)) == 0 {
         return attempt::TAKEN;

@@ -25,6 +25,7 @@ pub mod conntrack;
 pub mod decide;
 pub mod drop;
 pub mod flow;
+pub mod kernel_flow;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod nat;

@@ -2,6 +2,7 @@
 
 mod containers;
 mod failures;
+mod kernel_flows;
 mod lifetime;
 mod properties;
 mod publishing;

@@ -4,6 +4,7 @@
 //! are pure. [`HostWatch`] says when to read again. Everything shows the network namespace of
 //! the thread that opens the reader (or calls the function).
 
+mod conntrack;
 mod containers;
 mod facts;
 pub(crate) mod filters;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 use netlink::Netlink;
 
+pub use conntrack::{Closing, ConntrackFlow, FlowEnds, read_conntrack};
 pub use facts::*;
 pub use kernel::{
     BPFFS_PATH, Bpffs, KernelFeatures, KernelVersion, MissingFeature, ensure_bpffs, kernel_features,

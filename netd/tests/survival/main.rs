@@ -3,6 +3,8 @@
 //! (`cargo xtask test --only survival`): each wants the machine for itself.
 
 mod daemon_dead;
+mod drain;
+mod kernel_nat;
 mod load;
 mod programs;
 mod restart;
