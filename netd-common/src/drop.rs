@@ -109,6 +109,8 @@ reasons! {
     RouterAdvertisement = 37, "router-advertisement";
     /// The publish, container or route that this flow depended on is gone.
     FlowEnded = 38, "flow-ended";
+    /// A socket of the host was led to a container that is gone, and another has its address now.
+    StaleHostSocket = 42, "stale-host-socket";
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod containers;
 mod failures;
+mod host_access;
 mod lifetime;
 mod properties;
 mod publishing;

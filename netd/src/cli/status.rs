@@ -329,7 +329,12 @@ fn fallbacks_text(fallbacks: Option<Fallbacks>) -> String {
         SourceAddress::FibLookup => "source address by route lookup",
         SourceAddress::UplinkMap => "source address by interface (route lookup: Linux 6.7)",
     };
-    format!("{attach}, {source}")
+    let host_access = if fallbacks.host_access {
+        "host access by cgroup hooks"
+    } else {
+        "no host access (needs cgroup2 mounted, CONFIG_CGROUP_BPF)"
+    };
+    format!("{attach}, {source}, {host_access}")
 }
 
 fn usage_text(usage: &Usage) -> String {
@@ -470,6 +475,7 @@ mod tests {
             fallbacks: Some(Fallbacks {
                 attach: AttachMode::Tcx,
                 source_address: SourceAddress::FibLookup,
+                host_access: true,
             }),
             ..Daemon::default()
         }

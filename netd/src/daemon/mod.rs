@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-pub use engine::recover_ids;
+pub use engine::{engine_ports, recover_ids};
 pub use lock::{Lock, LockError};
 
 use crate::config::{Config, ConfigError, Loaded, last_good};
@@ -379,6 +379,7 @@ fn initial_state(
             } else {
                 SourceAddress::UplinkMap
             },
+            host_access: host::supports_socket_hooks() && host::cgroup2_root().is_some(),
         },
         alarm: None,
         warnings: Vec::new(),

@@ -14,6 +14,7 @@ use netd_common::abi::{
 use netd_common::wire::Wire;
 
 use super::DataplaneError;
+use super::host_sockets::SocketTable;
 use super::pod::Pod;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
 use crate::state::batch::for_each;
@@ -167,6 +168,7 @@ macro_rules! define {
             pub(super) flows_v6: FlowTable<V6Addr>,
             pub(super) embryos_v4: FlowTable<V4Addr>,
             pub(super) embryos_v6: FlowTable<V6Addr>,
+            pub(super) sockets: SocketTable,
         }
 
         impl Maps {
@@ -181,6 +183,7 @@ macro_rules! define {
                     flows_v6: FlowTable::open(directory, map::FLOWS_V6)?,
                     embryos_v4: FlowTable::open(directory, map::EMBRYOS_V4)?,
                     embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
+                    sockets: SocketTable::open(directory)?,
                 })
             }
 
@@ -250,7 +253,7 @@ impl Maps {
     }
 }
 
-fn pinned<T, E: Into<MapError>>(
+pub(super) fn pinned<T, E: Into<MapError>>(
     directory: &Path,
     name: &'static str,
     convert: impl FnOnce(Map) -> Result<T, E>,
@@ -260,7 +263,7 @@ fn pinned<T, E: Into<MapError>>(
     convert(map).map_err(|error| unreadable(name, error.into()))
 }
 
-fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
+pub(super) fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
     DataplaneError::ReadMap {
         map,
         source: cause(error),

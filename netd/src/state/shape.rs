@@ -3,7 +3,8 @@
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
     Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, LocalAddress, Network,
-    NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    NetworkInterface, PortPrefix, SocketKey, SocketPeer, Subnet, Tuple, Uplink, V4Addr, V6Addr,
+    Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -88,6 +89,7 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
+        (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
     ]
 };
 
