@@ -126,6 +126,24 @@ fn v6(words: [u32; 4]) -> V6Addr {
     V6Addr::from_padded(&crate::tables::bytes(&words))
 }
 
+/// An IPv4 address that an IPv6 socket names in its mapped form. A global function, for the stack of
+/// both families together is too large. Returns an [`answer`] in the lowest 16 bits, then the port
+/// and the address as they are in memory.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn call_mapped(ctx: *mut bpf_sock_addr, to: u32, hook: u32) -> u64 {
+    let ctx = SockAddr(ctx);
+    let Some(config) = ctx.config() else {
+        return u64::from(answer::LEAVE);
+    };
+    // SAFETY: the socket is always there.
+    let bound = unsafe { word(&raw const (*(*ctx.0).__bindgen_anon_1.sk).src_ip4) };
+    let mut call = ctx.call::<V4>(v4(to), v4(bound));
+    let answer = ctx.answer::<V4>(hook as u8, config, &mut call);
+    let port = u16::from_ne_bytes(call.backend_port);
+    u64::from(answer) | u64::from(port) << 16 | u64::from(call.backend.word()) << 32
+}
+
 impl SockAddr {
     #[inline(always)]
     fn call4(&self, hook: u8, source: u32) -> i32 {
@@ -158,11 +176,10 @@ impl SockAddr {
             return GO_ON;
         };
         // SAFETY: fields of the IPv6 hooks; the socket is always there.
-        let (to, bound4, bound6) = unsafe {
+        let (to, bound6) = unsafe {
             let sk = (*self.0).__bindgen_anon_1.sk;
             (
                 v6(four_words((&raw const (*self.0).user_ip6).cast())),
-                word(&raw const (*sk).src_ip4),
                 v6(four_words((&raw const (*sk).src_ip6).cast())),
             )
         };
@@ -178,26 +195,21 @@ impl SockAddr {
             None if to.is_unspecified() && bound6.unmapped().is_some() => Some(V4Addr::LOOPBACK),
             None => None,
         };
-        let answer = match to4 {
-            Some(to4) => {
-                let mut call = self.call::<V4>(to4, v4(bound4));
-                let answer = self.answer::<V4>(hook, config, &mut call);
-                if answer == answer::TRANSLATE {
-                    self.set_v6(&call.backend.mapped());
-                    self.set_port(call.backend_port);
-                }
-                answer
+        let Some(to4) = to4 else {
+            let mut call = self.call::<V6>(to, bound6);
+            let answer = self.answer::<V6>(hook, config, &mut call);
+            if answer == answer::TRANSLATE {
+                self.set_v6(&call.backend);
+                self.set_port(call.backend_port);
             }
-            None => {
-                let mut call = self.call::<V6>(to, bound6);
-                let answer = self.answer::<V6>(hook, config, &mut call);
-                if answer == answer::TRANSLATE {
-                    self.set_v6(&call.backend);
-                    self.set_port(call.backend_port);
-                }
-                answer
-            }
+            return ended(answer);
         };
+        let said = call_mapped(self.0, to4.word(), u32::from(hook));
+        let answer = said as u32 & 0xffff;
+        if answer == answer::TRANSLATE {
+            self.set_v6(&v4((said >> 32) as u32).mapped());
+            self.set_port(((said >> 16) as u16).to_ne_bytes());
+        }
         ended(answer)
     }
 
@@ -235,20 +247,31 @@ impl SockAddr {
     where
         Maps: Tables<F>,
     {
-        // None of the lookups that are used here needs a packet.
-        let maps = Maps(core::ptr::null_mut());
-        let mut answer = translate::<F, _>(&maps, config, call, |tuple| self.listens::<F>(tuple));
+        let mut answer = self.decide::<F>(config, call);
         // A socket that cannot be remembered could not be kept from the address's next owner.
-        if answer == answer::TRANSLATE && !self.remember::<F>(call, maps.now()) {
+        if answer == answer::TRANSLATE && !self.remember::<F>(call) {
             answer = answer::REFUSE;
         }
         account::called(hook, answer);
         answer
     }
 
+    /// [`translate`]. A function of its own, as [`Self::remember`] and [`Self::listens`]: what
+    /// stands side by side does not add up on the stack.
+    #[inline(never)]
+    fn decide<F: FamilyMaps>(&self, config: &Config, call: &mut Call<F::Addr>) -> u32
+    where
+        Maps: Tables<F>,
+    {
+        // None of the lookups that are used here needs a packet.
+        let maps = Maps(core::ptr::null_mut());
+        translate::<F, _>(&maps, config, call, |tuple| self.listens::<F>(tuple))
+    }
+
     /// Notes what the program asked for. False if there is no room.
-    #[inline(always)]
-    fn remember<F: Family>(&self, call: &Call<F::Addr>, now: u32) -> bool {
+    #[inline(never)]
+    fn remember<F: Family>(&self, call: &Call<F::Addr>) -> bool {
+        let now = <Maps as Tables<V4>>::now(&Maps(core::ptr::null_mut()));
         // SAFETY: the context outlives the program.
         let key = call.key(unsafe { bpf_get_socket_cookie(self.0.cast()) });
         let peer = call.peer(now);
@@ -269,7 +292,7 @@ impl SockAddr {
     }
 
     /// What the host's socket table says: a [`listener`].
-    #[inline(always)]
+    #[inline(never)]
     fn listens<F: FamilyMaps>(&self, tuple: &Tuple<F::Addr>) -> u32 {
         let mut key = F::sock_tuple(tuple);
         let key_pointer = (&raw mut key).cast::<bpf_sock_tuple>();
