@@ -1,0 +1,3 @@
+//! What survives what: one module per acceptance.
+
+mod host_access;
