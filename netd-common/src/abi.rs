@@ -52,10 +52,26 @@ pub mod map {
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// The same for IPv6.
     pub const FLOWS_V6: &str = "FLOWS_V6";
-    /// IPv4 flows that no reply has confirmed yet, LRU.
+    /// IPv4 flows that no reply has confirmed yet, two entries each.
     pub const EMBRYOS_V4: &str = "EMBRYOS_V4";
     /// The same for IPv6.
     pub const EMBRYOS_V6: &str = "EMBRYOS_V6";
+    /// Index → [`super::Seat`]: every flow of `FLOWS_V4`, for the hand that looks for room.
+    pub const FLOW_RING_V4: &str = "FLOW_RING_V4";
+    /// The same for IPv6.
+    pub const FLOW_RING_V6: &str = "FLOW_RING_V6";
+    /// Index → [`super::Seat`]: every flow of `EMBRYOS_V4`.
+    pub const EMBRYO_RING_V4: &str = "EMBRYO_RING_V4";
+    /// The same for IPv6.
+    pub const EMBRYO_RING_V6: &str = "EMBRYO_RING_V6";
+    /// [`super::flow_table`] → [`super::Hand`].
+    pub const HANDS: &str = "HANDS";
+    /// ifindex of a container's host veth (native u32) → [`super::Holding`].
+    pub const HOLDINGS: &str = "HOLDINGS";
+    /// [`super::flow_table`] → [`super::TableEvents`], per CPU.
+    pub const TABLE_EVENTS: &str = "TABLE_EVENTS";
+    /// Ring buffer of [`super::NatPressure`], sampled.
+    pub const NAT_EVENTS: &str = "NAT_EVENTS";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
@@ -156,8 +172,8 @@ pub struct Config {
     /// Cookie of netd's own network namespace (SO_NETNS_COOKIE): sockets of others are not its
     /// business.
     pub netns_cookie: u64,
-    /// Number of slots of each flow table; see [`flow_table`].
-    pub slots: [u32; flow_table::COUNT],
+    /// Number of seats of each flow table, that is of flows it has room for; see [`flow_table`].
+    pub seats: [u32; flow_table::COUNT],
 }
 
 /// The flow tables by number: index of whatever is kept per table.
@@ -173,6 +189,105 @@ pub mod flow_table {
     /// How many there are.
     pub const COUNT: usize = 4;
 }
+
+/// A flow's place in its table's ring. A flow table has no order that a program could walk; the
+/// ring has, and a hand goes round it looking for room.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seat<A> {
+    /// Key of the flow's original direction.
+    pub tuple: Tuple<A>,
+    /// [`Flow::generation`]; 0: nobody sits here. A flow that left its table leaves its seat as it
+    /// is: it is free when no flow of that key and generation is in the table.
+    pub generation: u32,
+    /// [`Flow::owner`].
+    pub owner: u32,
+}
+
+/// The hand of a ring: where the next search for room begins. A cache line of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hand {
+    /// Counts up; modulo the number of seats it is an index.
+    pub next: u64,
+    /// Reserved, zero.
+    pub reserved: [u64; 7],
+}
+
+/// How many flows one container has in each [`flow_table`]: what it opened among the embryos, and
+/// everything that leads to it or from it among the flows. Native, signed: the daemon's recount may
+/// for a moment be behind what the programs subtract.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// By [`flow_table`].
+    pub flows: [i64; flow_table::COUNT],
+}
+
+/// Index of [`TableEvents::count`].
+pub mod table_event {
+    /// A flow beyond its lifetime made room.
+    pub const EXPIRED: usize = 0;
+    /// An embryo made room for another.
+    pub const EVICTED_EMBRYO: usize = 1;
+    /// A closed or closing connection made room.
+    pub const EVICTED_CLOSING: usize = 2;
+    /// An idle flow without a connection (UDP, echo) made room.
+    pub const EVICTED_IDLE: usize = 3;
+    /// A confirmed flow found no room among the flows and stays among the embryos.
+    pub const OVERFLOWED: usize = 4;
+    /// A new flow was refused: the table is full.
+    pub const REFUSED_FULL: usize = 5;
+    /// A new flow was refused: its container has its share.
+    pub const REFUSED_SHARE: usize = 6;
+    /// A source port was taken over from a closed connection.
+    pub const PORT_REUSED: usize = 7;
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// Names for people and JSON.
+    pub const NAMES: [&str; COUNT] = [
+        "expired",
+        "evicted_embryo",
+        "evicted_closing",
+        "evicted_idle",
+        "overflowed",
+        "refused_full",
+        "refused_share",
+        "port_reused",
+    ];
+}
+
+/// What happened in a flow table for want of room, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableEvents {
+    /// By [`table_event`].
+    pub count: [u64; table_event::COUNT],
+}
+
+/// A new flow found many source ports taken. Sampled: at most [`NAT_EVENTS_PER_SECOND`] per CPU.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatPressure {
+    /// The address that was to be masqueraded with; IPv4 addresses fill the first 4 bytes.
+    pub address: [u8; 16],
+    /// Where the flow leads.
+    pub dst: [u8; 16],
+    /// Port there, wire order; for echo the identifier.
+    pub dport: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Ports that were tried in vain.
+    pub attempts: u16,
+    /// 1: none was found, and the flow was refused.
+    pub exhausted: u16,
+}
+
+/// Rate limit of [`NatPressure`] events per CPU.
+pub const NAT_EVENTS_PER_SECOND: u32 = 10;
 
 /// [`Endpoint::flags`].
 pub mod endpoint_flag {
@@ -454,6 +569,8 @@ pub mod flow_flag {
     pub const FIN: u16 = 64;
     /// The container at the far end is on the same bridge: replies come to the client's own MAC.
     pub const SAME_BRIDGE: u16 = 128;
+    /// A container opened the flow, and [`super::Flow::owner`] is that container.
+    pub const OUTGOING: u16 = 256;
 }
 
 /// [`Flow::kind`].
@@ -505,7 +622,8 @@ pub struct Flow<A> {
     pub out_ifindex: u32,
     /// The same in both entries; tells a reused tuple from the one before.
     pub generation: u32,
-    /// Host veth of the container that the flow is accounted to.
+    /// Host veth of the container that the flow is accounted to: the one that opened it, else the
+    /// one it leads to.
     pub owner: u32,
     /// [`flow_flag`] bits.
     pub flags: u16,
@@ -719,6 +837,12 @@ wire! {
     Flow<V6Addr> = 112,
     SocketKey = 32,
     SocketPeer = 28,
+    Seat<V4Addr> = 24,
+    Seat<V6Addr> = 48,
+    Hand = 64,
+    Holding = 32,
+    TableEvents = 64,
+    NatPressure = 40,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,

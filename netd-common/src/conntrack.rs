@@ -118,6 +118,13 @@ impl State {
         }
     }
 
+    /// Has the connection been closed by both sides, or reset?
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::TimeWait | Self::Reset)
+    }
+
     /// Has the flow been confirmed by its other side? Only then does it leave the embryos.
     #[must_use]
     #[inline(always)]
@@ -132,6 +139,17 @@ impl State {
                 | Self::OtherReplied
         )
     }
+}
+
+/// The shortest lifetime of any state: a flow that was idle for less is surely alive.
+pub const SHORTEST_LIFETIME: u32 = 60;
+
+/// Seconds since a packet was seen. Another CPU's clock may be a tick ahead: then none.
+#[must_use]
+#[inline(always)]
+pub const fn idle(now: u32, last_seen: u32) -> u32 {
+    let idle = now.wrapping_sub(last_seen);
+    if idle > i32::MAX as u32 { 0 } else { idle }
 }
 
 /// Which side sent the packet.
@@ -341,6 +359,19 @@ mod tests {
         }
         assert!(UdpNew.lifetime() >= 120 && UdpReplied.lifetime() >= 120); // RFC 4787 REQ-5
         assert!(EchoNew.lifetime() >= 60); // RFC 5508 REQ-1
+    }
+
+    #[test]
+    fn nothing_lives_shorter_than_the_shortest() {
+        let shortest = State::ALL.map(State::lifetime).into_iter().min();
+        assert_eq!(shortest, Some(SHORTEST_LIFETIME));
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_sees_no_idleness() {
+        assert_eq!(idle(100, 40), 60);
+        assert_eq!(idle(100, 101), 0);
+        assert_eq!(idle(5, u32::MAX), 6);
     }
 
     #[test]

@@ -44,9 +44,11 @@ pub struct Decision<A> {
     pub kind: u8,
     /// Source NAT: 1 translates the source to `nat`, with a port still to be chosen.
     pub snat: u8,
-    /// Network id of the container that owns the flow.
-    pub network: u16,
-    /// Host veth of that container.
+    /// 1: a container opened the flow.
+    pub outgoing: u8,
+    /// Reserved, zero.
+    pub reserved: u8,
+    /// Host veth of the container that the flow is accounted to: see [`crate::abi::Flow::owner`].
     pub owner: u32,
     /// Destination after translation.
     pub dst: A,
@@ -121,7 +123,8 @@ impl<A: Address> Decision<A> {
     fn clear(&mut self) {
         self.kind = 0;
         self.snat = 0;
-        self.network = 0;
+        self.outgoing = 0;
+        self.reserved = 0;
         self.owner = 0;
         self.dst = A::default();
         self.dport = [0; 2];
@@ -283,40 +286,63 @@ fn publish<F: Family, T: Tables<F>>(
     d.dport = u16::from_be_bytes(backend.container_first)
         .wrapping_add(offset)
         .to_be_bytes();
-    d.network = target.network;
-    d.owner = target.ifindex;
-    d.forward.in_ifindex = origin.ifindex;
-    d.forward
-        .lead_to_endpoint(target.ifindex, &endpoint, network);
-    d.reply.in_ifindex = target.ifindex;
-    d.reply.in_mac = network.bridge_mac;
-    if from_container {
-        let client = tables
-            .endpoint(origin.ifindex)
-            .ok_or(DropReason::UnknownEndpoint)?;
-        let client_network = tables
-            .network(origin.network)
-            .ok_or(DropReason::UnknownEndpoint)?;
-        d.kind = flow_kind::HAIRPIN;
-        d.forward.in_mac = client_network.bridge_mac;
-        d.reply
-            .lead_to_endpoint(origin.ifindex, &client, client_network);
-        if target.ifindex == origin.ifindex {
-            // To itself: it would answer itself without us, so the gateway steps between.
-            d.snat = 1;
-            d.nat = own_address::<F>(network.gateway_v4, network.gateway_v6);
-            if d.nat.is_unspecified() {
-                return Err(DropReason::NoMasqueradeAddress);
-            }
-        } else if target.network == origin.network {
-            // The server answers its neighbour directly, not by the gateway.
-            d.reply.in_mac = client.mac;
-            d.reply.flags |= flow_flag::SAME_BRIDGE;
-        }
-    } else {
+    into_endpoint::<F, T>(tables, d, origin, target.ifindex, &endpoint, network)?;
+    if !from_container {
         d.kind = flow_kind::PUBLISH;
+        return Ok(Action::Forward);
+    }
+    d.kind = flow_kind::HAIRPIN;
+    if target.ifindex == origin.ifindex {
+        // To itself: it would answer itself without us, so the gateway steps between.
+        d.snat = 1;
+        d.nat = own_address::<F>(network.gateway_v4, network.gateway_v6);
+        if d.nat.is_unspecified() {
+            return Err(DropReason::NoMasqueradeAddress);
+        }
+        d.reply.in_mac = network.bridge_mac;
+    } else if target.network == origin.network {
+        d.reply.flags |= flow_flag::SAME_BRIDGE;
     }
     Ok(Action::Forward)
+}
+
+/// Both ways of a flow that leads into a container: from an uplink, or from a container.
+///
+/// # Errors
+/// [`DropReason::UnknownEndpoint`].
+#[inline(always)]
+fn into_endpoint<F: Family, T: Tables<F>>(
+    tables: &T,
+    d: &mut Decision<F::Addr>,
+    origin: &Origin,
+    ifindex: u32,
+    endpoint: &Endpoint,
+    network: &Network,
+) -> Result<(), DropReason> {
+    d.owner = ifindex;
+    d.forward.in_ifindex = origin.ifindex;
+    d.forward.lead_to_endpoint(ifindex, endpoint, network);
+    d.reply.in_ifindex = ifindex;
+    d.reply.in_mac = network.bridge_mac;
+    if origin.network == 0 {
+        return Ok(());
+    }
+    let client = tables
+        .endpoint(origin.ifindex)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    let client_network = tables
+        .network(origin.network)
+        .ok_or(DropReason::UnknownEndpoint)?;
+    d.outgoing = 1;
+    d.owner = origin.ifindex;
+    d.forward.in_mac = client_network.bridge_mac;
+    d.reply
+        .lead_to_endpoint(origin.ifindex, &client, client_network);
+    if endpoint.network == origin.network {
+        // The server answers its neighbour directly, not by the gateway.
+        d.reply.in_mac = client.mac;
+    }
+    Ok(())
 }
 
 /// To a container's own address: from outside, or from another container by the gateway.
@@ -382,27 +408,7 @@ fn direct<F: Family, T: Tables<F>>(
     d.kind = flow_kind::DIRECT;
     d.dst = scratch.tuple.dst;
     d.dport = scratch.tuple.dport;
-    d.network = target.network;
-    d.owner = target.ifindex;
-    d.forward.in_ifindex = origin.ifindex;
-    d.forward
-        .lead_to_endpoint(target.ifindex, &endpoint, network);
-    d.reply.in_ifindex = target.ifindex;
-    d.reply.in_mac = network.bridge_mac;
-    if from_container {
-        let client = tables
-            .endpoint(origin.ifindex)
-            .ok_or(DropReason::UnknownEndpoint)?;
-        let client_network = tables
-            .network(origin.network)
-            .ok_or(DropReason::UnknownEndpoint)?;
-        d.forward.in_mac = client_network.bridge_mac;
-        d.reply
-            .lead_to_endpoint(origin.ifindex, &client, client_network);
-        if target.network == origin.network {
-            d.reply.in_mac = client.mac;
-        }
-    }
+    into_endpoint::<F, T>(tables, d, origin, target.ifindex, &endpoint, network)?;
     Ok(Action::Forward)
 }
 
@@ -487,7 +493,7 @@ fn egress<F: Family, T: Tables<F>>(
     d.kind = flow_kind::DIRECT;
     d.dst = scratch.tuple.dst;
     d.dport = scratch.tuple.dport;
-    d.network = origin.network;
+    d.outgoing = 1;
     d.owner = origin.ifindex;
     let client = tables
         .endpoint(origin.ifindex)

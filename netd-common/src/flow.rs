@@ -4,30 +4,34 @@
 //! A flow is two entries, one per direction, each keyed by the tuple that its packets bear when
 //! they arrive. The reply's entry is inserted first and only if its key is free: that insertion *is*
 //! the reservation of the source port. Tuples are unique over both maps (embryos and flows), so the
-//! flows are looked at before and after the insertion.
+//! flows are looked at before and after the insertion. Who makes room for whom: see [`crate::room`].
 //!
 //! Races, and their worst outcomes:
 //! - Two CPUs create the same flow at once: the second finds its reply tuple free only under another
 //!   port; its original entry is refused, its reply entry taken back, and it follows the first.
-//! - The LRU evicts one half of an embryo: the next packet of the other half puts it back, or, if
-//!   the tuple has gone to another flow meanwhile, ends this one.
-//! - Two CPUs promote at once: the second insertion finds the entry there and goes on.
-//! - An embryo is promoted between another flow's two looks at the flows: the second look sees it.
+//! - A flow is made to leave while its packet is under way: both halves go, and the packet finds one
+//!   or none; what is left of the flow is taken away, and its opener may open another.
+//! - Two CPUs promote at once: the second insertion finds the entry there and goes on. Only who
+//!   inserted the original half seats and counts the flow.
+//! - An embryo is promoted between another flow's two looks at the flows: it is among the flows
+//!   before it leaves the embryos, so the insertion or the second look sees it.
 
 use crate::{
-    abi::{Config, Flow, Tuple, flow_flag},
+    abi::{Config, Flow, Tuple, flow_flag, table_event},
     conntrack::State,
     decide::Leg,
     drop::DropReason,
-    nat::{PORT_ATTEMPTS, source_port},
+    nat::{PORT_ATTEMPTS, PRESSURE_ATTEMPTS, RANDOM_ATTEMPTS, source_port},
     parse::Parsed,
+    room,
     tables::{InsertError, Scratch, Slot, Steps, Tables},
     wire::{Family, proto, tcp_flag},
 };
 
-/// Seconds after which a stored next hop is looked up again, so that a dead daemon, which bumps no
-/// epoch, cannot freeze routing.
-pub const ROUTE_LIFETIME: u32 = 5;
+/// A stored next hop that is older than this many seconds is looked up again, so that a dead
+/// daemon, which bumps no epoch, cannot freeze routing. The clock counts whole seconds: "older than
+/// four" is true after four to five seconds, and never later.
+pub const ROUTE_LIFETIME: u32 = 4;
 
 /// State of a flow that begins with this packet.
 #[must_use]
@@ -113,7 +117,13 @@ fn build<F: Family>(
         original.flags |= flow_flag::REWRITE_DST;
         reply.flags |= flow_flag::REWRITE_SRC;
     }
+    let outgoing = if decision.outgoing != 0 {
+        flow_flag::OUTGOING
+    } else {
+        0
+    };
     for entry in [original, reply] {
+        entry.flags |= outgoing;
         entry.last_seen = now;
         entry.created = now;
         entry.generation = generation;
@@ -123,23 +133,17 @@ fn build<F: Family>(
     }
 }
 
-/// Is a tuple owned by a flow of either map?
-#[inline(always)]
-fn is_taken<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>) -> bool {
-    tables.flow(key).is_some()
-}
-
 /// Inserts the entry of the replies under `scratch.reply_tuple`, if that is free in both maps.
 #[inline(always)]
 fn reserve<F: Family, T: Tables<F>>(
     tables: &T,
     scratch: &Scratch<F::Addr>,
 ) -> Result<(), InsertError> {
-    if is_taken::<F, T>(tables, &scratch.reply_tuple) {
+    if tables.flow(&scratch.reply_tuple).is_some() {
         return Err(InsertError::Exists);
     }
     tables.insert_embryo(&scratch.reply_tuple, &scratch.reply)?;
-    if is_taken::<F, T>(tables, &scratch.reply_tuple) {
+    if tables.flow(&scratch.reply_tuple).is_some() {
         tables.remove_embryo(&scratch.reply_tuple);
         return Err(InsertError::Exists);
     }
@@ -150,7 +154,7 @@ fn reserve<F: Family, T: Tables<F>>(
 ///
 /// # Errors
 /// [`DropReason::SourcePortsExhausted`], [`DropReason::TupleConflict`],
-/// [`DropReason::FlowTableFull`].
+/// [`DropReason::FlowTableFull`], [`DropReason::FlowShareExhausted`].
 #[inline(always)]
 pub fn create<F: Family, T: Steps<F>>(
     tables: &T,
@@ -158,8 +162,16 @@ pub fn create<F: Family, T: Steps<F>>(
     scratch: &mut Scratch<F::Addr>,
     state: State,
 ) -> Result<(), DropReason> {
+    let owner = scratch.decision.owner;
+    let outgoing = scratch.decision.outgoing != 0;
+    if !room::is_within_share::<F, T>(tables, config, owner) {
+        return Err(DropReason::FlowShareExhausted);
+    }
+    // What others open towards a container is not counted while it is unconfirmed.
+    let seat = claim_seat::<F, T>(tables, false, if outgoing { owner } else { room::ANYONE })?;
     let now = tables.now();
-    build::<F>(config, scratch, state, now, tables.generation());
+    let generation = tables.generation();
+    build::<F>(config, scratch, state, now, generation);
     let Scratch {
         tuple,
         original,
@@ -173,43 +185,57 @@ pub fn create<F: Family, T: Steps<F>>(
     reply_tuple.proto = tuple.proto;
     reply_tuple.reserved = [0; 3];
     if scratch.decision.snat == 0 {
-        match reserve::<F, T>(tables, scratch) {
-            Ok(()) => {}
-            Err(InsertError::Exists) if is_orphan::<F, T>(tables, scratch) => {
-                tables.remove_embryo(&scratch.reply_tuple);
-                if reserve::<F, T>(tables, scratch).is_err() {
-                    return Err(DropReason::TupleConflict);
-                }
-            }
-            Err(InsertError::Exists) => {
-                return follow_or::<F, T>(tables, scratch, DropReason::TupleConflict);
-            }
-            Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
-        }
+        reserve_own_tuple::<F, T>(tables, scratch)?;
     } else {
         reserve_source_port::<F, T>(tables)?;
     }
     match tables.insert_embryo(&scratch.tuple, &scratch.original) {
-        Ok(()) => Ok(()),
+        Ok(()) => {}
         Err(InsertError::Exists) => {
             tables.remove_embryo(&scratch.reply_tuple);
-            follow_or::<F, T>(tables, scratch, DropReason::TupleConflict)
+            return follow_or::<F, T>(tables, scratch, DropReason::TupleConflict);
         }
         Err(InsertError::Full) => {
             tables.remove_embryo(&scratch.reply_tuple);
-            Err(DropReason::FlowTableFull)
+            return Err(DropReason::FlowTableFull);
         }
+    }
+    room::take::<F, T>(tables, false, seat, &scratch.tuple, &scratch.original);
+    if outgoing {
+        tables.hold(owner, room::table::<F>(false), 1);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn claim_seat<F: Family, T: Steps<F>>(
+    tables: &T,
+    confirmed: bool,
+    owner: u32,
+) -> Result<u32, DropReason> {
+    let claimed = tables.claim_seat(u32::from(confirmed), owner);
+    match claimed & !0xffff_ffff {
+        room::claim::SEAT => Ok(claimed as u32),
+        room::claim::SHARE => Err(DropReason::FlowShareExhausted),
+        _ => Err(DropReason::FlowTableFull),
     }
 }
 
-/// Has the LRU evicted the other half of this embryo?
+/// Reserves the replies' tuple of a flow whose source is not translated.
 #[inline(always)]
-fn is_orphan<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>) -> bool {
-    let Some(slot) = tables.embryo(&scratch.reply_tuple) else {
-        return false;
-    };
-    set_other_key(&mut scratch.socket, scratch.tuple.proto, &slot);
-    tables.embryo(&scratch.socket).is_none() && tables.flow(&scratch.socket).is_none()
+fn reserve_own_tuple<F: Family, T: Steps<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    match reserve::<F, T>(tables, scratch) {
+        Ok(()) => return Ok(()),
+        Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
+        Err(InsertError::Exists) => {}
+    }
+    if tables.reclaim(0) != 0 && reserve::<F, T>(tables, scratch).is_ok() {
+        return Ok(());
+    }
+    follow_or::<F, T>(tables, scratch, DropReason::TupleConflict)
 }
 
 /// Fine, if another CPU has just created a flow for the same tuple.
@@ -228,16 +254,27 @@ fn follow_or<F: Family, T: Tables<F>>(
 #[inline(always)]
 fn reserve_source_port<F: Family, T: Steps<F>>(tables: &T) -> Result<(), DropReason> {
     let mut attempt = 0;
+    let mut reserved = false;
     while attempt <= PORT_ATTEMPTS {
         match tables.try_source_port(attempt) {
             attempt::TAKEN => {}
-            attempt::RESERVED => return Ok(()),
+            attempt::RESERVED => {
+                reserved = true;
+                break;
+            }
             attempt::FULL => return Err(DropReason::FlowTableFull),
             _ => break,
         }
         attempt += 1;
     }
-    Err(DropReason::SourcePortsExhausted)
+    if !reserved || attempt >= PRESSURE_ATTEMPTS {
+        tables.nat_pressure(attempt, !reserved);
+    }
+    if reserved {
+        Ok(())
+    } else {
+        Err(DropReason::SourcePortsExhausted)
+    }
 }
 
 /// What [`try_source_port`] returns.
@@ -254,7 +291,7 @@ pub mod attempt {
 
 /// Tries to reserve the `number`-th source port for the flow in `scratch`; see [`attempt`].
 #[inline(always)]
-pub fn try_source_port<F: Family, T: Tables<F>>(
+pub fn try_source_port<F: Family, T: Steps<F>>(
     tables: &T,
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
@@ -265,6 +302,10 @@ pub fn try_source_port<F: Family, T: Tables<F>>(
     };
     scratch.original.sport = port;
     scratch.reply_tuple.dport = port;
+    // Free, or made free: nobody is asked to leave before the random tries have failed.
+    if tables.reclaim(u32::from(number >= RANDOM_ATTEMPTS)) == 0 {
+        return attempt::TAKEN;
+    }
     let echo = scratch.tuple.proto == F::ICMP;
     if !echo
         && (tables.port_published(scratch.tuple.proto, port)
@@ -279,65 +320,82 @@ pub fn try_source_port<F: Family, T: Tables<F>>(
     }
 }
 
-/// Moves a confirmed embryo, the flow of the packet in hand, to the flows. When the flows are full
-/// it stays an embryo: a live flow is not refused for that. `scratch.reply_tuple` is the key of
-/// `other`.
+/// Moves a confirmed embryo, the flow of the packet in hand, to the flows. When there is no room it
+/// stays an embryo: a live flow is not refused for that, and does not make room for others.
+/// `scratch.reply_tuple` is the key of the other half.
 ///
 /// # Errors
-/// [`DropReason::TupleConflict`].
+/// [`DropReason::TupleConflict`], [`DropReason::FlowShareExhausted`].
 #[inline(always)]
-pub fn promote<F: Family, T: Tables<F>>(
+pub fn promote<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
-    slot: &Slot<F::Addr>,
-    other: &Slot<F::Addr>,
 ) -> Result<(), DropReason> {
-    scratch.original = slot.load();
-    scratch.reply = other.load();
-    let (key, other_key) = (&scratch.parsed.tuple, &scratch.reply_tuple);
-    match tables.insert_flow(other_key, &scratch.reply) {
+    let (Some(slot), Some(other)) = (
+        tables.embryo(&scratch.parsed.tuple),
+        tables.embryo(&scratch.reply_tuple),
+    ) else {
+        // Another CPU is at it.
+        return Ok(());
+    };
+    let (owner, generation) = (slot.owner(), slot.generation());
+    let reply = slot.flags() & flow_flag::REPLY != 0;
+    let seat = match claim_seat::<F, T>(tables, true, owner) {
+        Ok(seat) => seat,
+        Err(DropReason::FlowTableFull) => {
+            tables.count(room::table::<F>(true), table_event::OVERFLOWED);
+            return Ok(());
+        }
+        Err(reason) => return Err(reason),
+    };
+    // `original` and `reply` of the flow, whichever way this packet goes.
+    let (original_slot, reply_slot) = if reply { (other, slot) } else { (slot, other) };
+    scratch.original = original_slot.load();
+    scratch.reply = reply_slot.load();
+    let (original_key, reply_key) = if reply {
+        (&scratch.reply_tuple, &scratch.parsed.tuple)
+    } else {
+        (&scratch.parsed.tuple, &scratch.reply_tuple)
+    };
+    match tables.insert_flow(reply_key, &scratch.reply) {
         Ok(()) => {}
         Err(InsertError::Exists) => {
             let owned = tables
-                .flow(other_key)
-                .is_some_and(|f| f.generation() == scratch.original.generation);
+                .flow(reply_key)
+                .is_some_and(|f| f.generation() == generation);
             if !owned {
                 return Err(DropReason::TupleConflict);
             }
         }
         Err(InsertError::Full) => return Ok(()),
     }
-    match tables.insert_flow(key, &scratch.original) {
-        Ok(()) | Err(InsertError::Exists) => {}
+    match tables.insert_flow(original_key, &scratch.original) {
+        Ok(()) => {
+            room::take::<F, T>(tables, true, seat, original_key, &scratch.original);
+            tables.hold(owner, room::table::<F>(true), 1);
+        }
+        Err(InsertError::Exists) => {}
         Err(InsertError::Full) => {
-            tables.remove_flow(other_key);
+            tables.remove_flow(reply_key);
             return Ok(());
         }
     }
-    tables.remove_embryo(key);
-    tables.remove_embryo(other_key);
+    let counted = room::is_counted_embryo(scratch.original.flags);
+    if tables.remove_embryo(original_key) && counted {
+        tables.hold(owner, room::table::<F>(false), -1);
+    }
+    tables.remove_embryo(reply_key);
     Ok(())
 }
 
-/// Ends the flow of the packet in hand: both entries leave both maps. `scratch.reply_tuple` is the
-/// key of the other one.
+/// Ends the flow of the packet in hand, if it still is of this generation: both entries leave both
+/// maps. `scratch.reply_tuple` is the key of the other one.
 #[inline(always)]
-pub fn end<F: Family, T: Tables<F>>(tables: &T, scratch: &Scratch<F::Addr>, slot: &Slot<F::Addr>) {
-    let (key, other) = (&scratch.parsed.tuple, &scratch.reply_tuple);
-    let generation = slot.generation();
-    tables.remove_flow(key);
-    tables.remove_embryo(key);
-    // The tuple may have gone to another flow.
-    if tables
-        .flow(other)
-        .is_some_and(|f| f.generation() == generation)
-    {
-        tables.remove_flow(other);
-    }
-    if tables
-        .embryo(other)
-        .is_some_and(|f| f.generation() == generation)
-    {
-        tables.remove_embryo(other);
-    }
+pub fn end<F: Family, T: Tables<F>>(tables: &T, generation: u32) {
+    let Some(scratch) = tables.scratch() else {
+        return;
+    };
+    // Where the other key's tuple has gone to another flow, that one stays.
+    room::remove::<F, T>(tables, &scratch.parsed.tuple, generation);
+    room::remove::<F, T>(tables, &scratch.reply_tuple, generation);
 }

@@ -33,6 +33,7 @@ pub mod nat;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+pub mod room;
 pub mod sabotage;
 pub mod tables;
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod host;
 mod prefix;
 
 use std::{
-    cell::{Cell, UnsafeCell},
+    cell::{Cell, RefCell, UnsafeCell},
     collections::{HashMap, HashSet},
     hash::Hash,
     mem::MaybeUninit,
@@ -26,13 +26,14 @@ pub use self::{
 use crate::{
     abi::{
         Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, SocketKey, SocketPeer, Subnet, Tuple, Uplink, hook, local_kind, network_flag,
-        port_prefix_base, port_word,
+        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
+        local_kind, network_flag, port_prefix_base, port_word, table_event,
     },
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, Packet, SlicePacket},
     pipeline::{self, Meta, Verdict, steps},
+    room,
     tables::{InsertError, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
     wire::{Family, V4, V6, Wire},
 };
@@ -64,6 +65,13 @@ pub struct Model {
     pub v4: FamilyTables<V4>,
     /// IPv6.
     pub v6: FamilyTables<V6>,
+    /// `HOLDINGS`: by container and flow table.
+    pub holdings: RefCell<HashMap<(u32, usize), i64>>,
+    /// `TABLE_EVENTS`, by flow table.
+    pub events: RefCell<[[u64; table_event::COUNT]; flow_table::COUNT]>,
+    /// `NAT_EVENTS`: attempts, and whether none was left.
+    pub pressure: RefCell<Vec<(u32, bool)>>,
+    hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
     generation: Cell<u32>,
 }
@@ -90,6 +98,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub route: RouteFunction<F::Addr>,
     /// The user's policy.
     pub policy: PolicyFunction<F::Addr>,
+    /// `EMBRYO_RING_*` and `FLOW_RING_*`.
+    rings: [Vec<UnsafeCell<Seat<F::Addr>>>; 2],
     scratch: UnsafeCell<Scratch<F::Addr>>,
 }
 
@@ -127,11 +137,12 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             local: LongestPrefix::default(),
             publish: LongestPrefix::default(),
             exposed: LongestPrefix::default(),
-            flows: FlowTable::refusing(1 << 16),
-            embryos: FlowTable::evicting(1 << 16),
+            flows: FlowTable::default(),
+            embryos: FlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
             policy: Box::new(|_, _| Policy::Return),
+            rings: [Vec::new(), Vec::new()],
             // SAFETY: integers, byte arrays, a bool and a `Kind`, all of which zero is valid for: a
             // BPF map begins with the same.
             scratch: UnsafeCell::new(unsafe { MaybeUninit::zeroed().assume_init() }),
@@ -141,7 +152,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
 
 impl Default for Model {
     fn default() -> Self {
-        Self {
+        let mut model = Self {
             config: Config {
                 epoch: 1,
                 nat_first: 61000,
@@ -158,9 +169,18 @@ impl Default for Model {
             socket_cookie: 0,
             v4: FamilyTables::default(),
             v6: FamilyTables::default(),
+            holdings: RefCell::default(),
+            events: RefCell::default(),
+            pressure: RefCell::default(),
+            hands: Default::default(),
             now: Cell::new(1000),
             generation: Cell::new(0),
+        };
+        for confirmed in [false, true] {
+            model.set_seats::<V4>(confirmed, 1 << 15);
+            model.set_seats::<V6>(confirmed, 1 << 15);
         }
+        model
     }
 }
 
@@ -173,6 +193,20 @@ impl Model {
     /// Moves the clock.
     pub fn pass(&self, seconds: u32) {
         self.now.set(self.now.get().wrapping_add(seconds));
+    }
+
+    /// Empties a flow table and gives it another size.
+    pub fn set_seats<F: ModelFamily>(&mut self, confirmed: bool, seats: u32) {
+        self.config.seats[room::table::<F>(confirmed)] = seats;
+        let tables = F::tables_mut(self);
+        let table = if confirmed {
+            &mut tables.flows
+        } else {
+            &mut tables.embryos
+        };
+        *table = FlowTable::default();
+        table.set_capacity(seats as usize * 2);
+        tables.rings[usize::from(confirmed)] = (0..seats).map(|_| UnsafeCell::default()).collect();
     }
 
     /// Runs the program of `meta.hook` over a packet, as the kernel would.
@@ -318,11 +352,38 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn insert_embryo(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError> {
         F::tables(self).embryos.insert(key, flow)
     }
-    fn remove_flow(&self, key: &Tuple<F::Addr>) {
-        F::tables(self).flows.remove(key);
+    fn remove_flow(&self, key: &Tuple<F::Addr>) -> bool {
+        F::tables(self).flows.remove(key)
     }
-    fn remove_embryo(&self, key: &Tuple<F::Addr>) {
-        F::tables(self).embryos.remove(key);
+    fn remove_embryo(&self, key: &Tuple<F::Addr>) -> bool {
+        F::tables(self).embryos.remove(key)
+    }
+    fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>> {
+        let ring = &F::tables(self).rings[usize::from(confirmed)];
+        // SAFETY: as for the scratch.
+        ring.get(index as usize)
+            .map(|seat| unsafe { &mut *seat.get() })
+    }
+    fn next_seat(&self, table: usize) -> u32 {
+        let hand = &self.hands[table];
+        hand.replace(hand.get().wrapping_add(1))
+    }
+    fn holding(&self, owner: u32, table: usize) -> i64 {
+        let holdings = self.holdings.borrow();
+        holdings.get(&(owner, table)).copied().unwrap_or(0)
+    }
+    fn hold(&self, owner: u32, table: usize, more: i64) {
+        *self
+            .holdings
+            .borrow_mut()
+            .entry((owner, table))
+            .or_default() += more;
+    }
+    fn count(&self, table: usize, event: usize) {
+        self.events.borrow_mut()[table][event] += 1;
+    }
+    fn nat_pressure(&self, attempts: u32, exhausted: bool) {
+        self.pressure.borrow_mut().push((attempts, exhausted));
     }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
@@ -378,7 +439,25 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn send<P: Packet>(&self, packet: &mut P) -> u64 {
         steps::send::<F, P, _>(packet, self)
     }
+    fn promote(&self) -> u32 {
+        steps::promote::<F, _>(self)
+    }
     fn try_source_port(&self, attempt: u32) -> u32 {
         steps::try_source_port::<F, _>(self, attempt)
+    }
+    fn end(&self, generation: u32) {
+        crate::flow::end::<F, _>(self, generation);
+    }
+    fn reclaim(&self, pressing: u32) -> u32 {
+        u32::from(room::reclaim::<F, _>(self, pressing != 0))
+    }
+    fn claim_seat(&self, confirmed: u32, owner: u32) -> u64 {
+        steps::claim_seat::<F, _>(self, confirmed, owner)
+    }
+    fn probe_seat(&self, confirmed: u32, index: u32, owner: u32) -> u32 {
+        room::probe_seat::<F, _>(self, confirmed != 0, index, owner)
+    }
+    fn vacate_seat(&self, confirmed: u32, index: u32) {
+        room::vacate_seat::<F, _>(self, confirmed != 0, index);
     }
 }

@@ -3,7 +3,9 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{Backend, Config, Endpoint, EndpointAddress, Flow, Network, SocketKey, Tuple, Uplink},
+    abi::{
+        Backend, Config, Endpoint, EndpointAddress, Flow, Network, Seat, SocketKey, Tuple, Uplink,
+    },
     drop::DropReason,
     parse::Parsed,
     wire::Family,
@@ -69,6 +71,8 @@ impl<A: Copy> Slot<A> {
         out_ifindex, set_out_ifindex: u32;
         /// [`Flow::generation`].
         generation, set_generation: u32;
+        /// [`Flow::owner`].
+        owner, set_owner: u32;
         /// [`Flow::flags`].
         flags, set_flags: u16;
         /// [`Flow::mtu`].
@@ -172,6 +176,10 @@ pub struct Scratch<A> {
     pub original: Flow<A>,
     /// Entry of the replies.
     pub reply: Flow<A>,
+    /// Key of a flow that may have to make room, and of its other half.
+    pub victim: Tuple<A>,
+    /// See [`Scratch::victim`].
+    pub victim_other: Tuple<A>,
     /// Next hop of a [`crate::pipeline::Outcome::Neighbour4`].
     pub hop: [u8; 16],
 }
@@ -224,10 +232,24 @@ pub trait Tables<F: Family> {
     /// # Errors
     /// See [`InsertError`].
     fn insert_embryo(&self, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) -> Result<(), InsertError>;
-    /// Removes from `FLOWS_*`.
-    fn remove_flow(&self, key: &Tuple<F::Addr>);
-    /// Removes from `EMBRYOS_*`.
-    fn remove_embryo(&self, key: &Tuple<F::Addr>);
+    /// Removes from `FLOWS_*`; was it there?
+    fn remove_flow(&self, key: &Tuple<F::Addr>) -> bool;
+    /// Removes from `EMBRYOS_*`; was it there?
+    fn remove_embryo(&self, key: &Tuple<F::Addr>) -> bool;
+    /// A seat of `FLOW_RING_*` or `EMBRYO_RING_*`. Another CPU may be at it: what it says is
+    /// verified in the flow table.
+    #[expect(clippy::mut_from_ref, reason = "a value inside a map")]
+    fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>>;
+    /// Moves the hand of a [`crate::abi::flow_table`] on; where it was.
+    fn next_seat(&self, table: usize) -> u32;
+    /// `HOLDINGS`: flows that a container has in a [`crate::abi::flow_table`].
+    fn holding(&self, owner: u32, table: usize) -> i64;
+    /// Adds to [`Tables::holding`].
+    fn hold(&self, owner: u32, table: usize, more: i64);
+    /// Counts a [`crate::abi::table_event`] of a [`crate::abi::flow_table`].
+    fn count(&self, table: usize, event: usize);
+    /// Tells the daemon that the flow in [`Scratch`] found this many source ports taken.
+    fn nat_pressure(&self, attempts: u32, exhausted: bool);
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
     /// [`Scratch::route`].
     ///
@@ -270,6 +292,18 @@ pub trait Steps<F: Family>: Tables<F> {
     fn create(&self) -> u32;
     /// [`crate::pipeline::steps::send`].
     fn send<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
+    /// [`crate::pipeline::steps::promote`].
+    fn promote(&self) -> u32;
     /// [`crate::pipeline::steps::try_source_port`].
     fn try_source_port(&self, attempt: u32) -> u32;
+    /// [`crate::flow::end`].
+    fn end(&self, generation: u32);
+    /// [`crate::room::reclaim`]; 1: the tuple is free now.
+    fn reclaim(&self, pressing: u32) -> u32;
+    /// [`crate::room::claim`].
+    fn claim_seat(&self, confirmed: u32, owner: u32) -> u64;
+    /// [`crate::room::probe_seat`].
+    fn probe_seat(&self, confirmed: u32, index: u32, owner: u32) -> u32;
+    /// [`crate::room::vacate_seat`].
+    fn vacate_seat(&self, confirmed: u32, index: u32);
 }

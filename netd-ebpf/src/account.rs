@@ -1,10 +1,16 @@
 //! Counting verdicts and drops.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 #[cfg(feature = "log")]
 use aya_ebpf::programs::TcContext;
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_NOEXIST},
+    helpers::generated::bpf_ktime_get_coarse_ns,
+};
 use netd_common::{
-    abi::{AnyTuple, DROP_EVENTS_PER_SECOND, DROP_SLOT_SECONDS, DROP_SLOTS, DropEvent},
+    abi::{
+        AnyTuple, DROP_EVENTS_PER_SECOND, DROP_SLOT_SECONDS, DROP_SLOTS, DropEvent, DropSlot,
+        NAT_EVENTS_PER_SECOND, NatPressure,
+    },
     host_access::answer,
     pipeline::{Meta, Verdict, any_tuple, drop_key},
     tables::Tables,
@@ -127,19 +133,10 @@ pub extern "C" fn count_drop(ctx: *mut __sk_buff, hook: u32, verdict: u64) -> u3
 
 #[inline(always)]
 fn sample(now: u32, length: u32, meta: &Meta, verdict: Verdict, tuple: &AnyTuple) {
-    let Some(sampler) = maps::DROP_SAMPLER.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: this CPU's element.
-    let sampler = unsafe { &mut *sampler };
-    if sampler.number != now {
-        sampler.number = now;
-        sampler.count = 0;
-    }
-    if sampler.count >= DROP_EVENTS_PER_SECOND {
+    let sampler = maps::DROP_SAMPLER.get_ptr_mut(0);
+    if !is_sampled(sampler, now, DROP_EVENTS_PER_SECOND) {
         return;
     }
-    sampler.count += 1;
     if let Some(mut event) = maps::DROP_EVENTS.reserve(0) {
         event.write(DropEvent {
             seen: now,
@@ -149,4 +146,37 @@ fn sample(now: u32, length: u32, meta: &Meta, verdict: Verdict, tuple: &AnyTuple
         });
         event.submit(0);
     }
+}
+
+/// Tells the daemon that source ports run out.
+#[inline(always)]
+pub fn nat_pressure(pressure: NatPressure) {
+    // SAFETY: no arguments.
+    let now = (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32;
+    if !is_sampled(maps::NAT_SAMPLER.get_ptr_mut(0), now, NAT_EVENTS_PER_SECOND) {
+        return;
+    }
+    if let Some(mut event) = maps::NAT_EVENTS.reserve(0) {
+        event.write(pressure);
+        event.submit(0);
+    }
+}
+
+/// Is this one of the first `limit` events of the second `now`?
+#[inline(always)]
+fn is_sampled(sampler: Option<*mut DropSlot>, now: u32, limit: u32) -> bool {
+    let Some(sampler) = sampler else {
+        return false;
+    };
+    // SAFETY: this CPU's element.
+    let sampler = unsafe { &mut *sampler };
+    if sampler.number != now {
+        sampler.number = now;
+        sampler.count = 0;
+    }
+    if sampler.count >= limit {
+        return false;
+    }
+    sampler.count += 1;
+    true
 }

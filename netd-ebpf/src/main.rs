@@ -5,6 +5,7 @@
 
 mod access;
 mod account;
+mod atomic;
 mod features;
 mod host_access;
 mod maps;

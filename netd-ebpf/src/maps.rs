@@ -48,9 +48,25 @@ pub static FLOWS_V4: HashMap<Tuple<A4>, Flow<A4>, 262144> = HashMap::new();
 #[btf_map]
 pub static FLOWS_V6: HashMap<Tuple<A6>, Flow<A6>, 65536> = HashMap::new();
 #[btf_map]
-pub static EMBRYOS_V4: LruHashMap<Tuple<A4>, Flow<A4>, 65536> = LruHashMap::new();
+pub static EMBRYOS_V4: HashMap<Tuple<A4>, Flow<A4>, 65536> = HashMap::new();
 #[btf_map]
-pub static EMBRYOS_V6: LruHashMap<Tuple<A6>, Flow<A6>, 16384> = LruHashMap::new();
+pub static EMBRYOS_V6: HashMap<Tuple<A6>, Flow<A6>, 16384> = HashMap::new();
+#[btf_map]
+pub static FLOW_RING_V4: Array<Seat<A4>, 131072> = Array::new();
+#[btf_map]
+pub static FLOW_RING_V6: Array<Seat<A6>, 32768> = Array::new();
+#[btf_map]
+pub static EMBRYO_RING_V4: Array<Seat<A4>, 32768> = Array::new();
+#[btf_map]
+pub static EMBRYO_RING_V6: Array<Seat<A6>, 8192> = Array::new();
+#[btf_map]
+pub static HANDS: Array<Hand, { flow_table::COUNT }> = Array::new();
+#[btf_map]
+pub static HOLDINGS: HashMap<u32, Holding, 16384> = HashMap::new();
+#[btf_map]
+pub static TABLE_EVENTS: PerCpuArray<TableEvents, { flow_table::COUNT }> = PerCpuArray::new();
+#[btf_map]
+pub static NAT_EVENTS: RingBuf<NatPressure, 4096> = RingBuf::new();
 #[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
@@ -71,6 +87,9 @@ pub static FIB_LOOKUP: PerCpuArray<FibLookup, 1> = PerCpuArray::new();
 /// What a new drop counter starts from: too large for the stack. Never written.
 #[btf_map]
 pub static DROP_ZERO: Array<DropCount, 1> = Array::new();
+/// Source port events of the current second, per CPU.
+#[btf_map]
+pub static NAT_SAMPLER: PerCpuArray<DropSlot, 1> = PerCpuArray::new();
 /// Drop events of the current second, per CPU.
 #[btf_map]
 pub static DROP_SAMPLER: PerCpuArray<DropSlot, 1> = PerCpuArray::new();

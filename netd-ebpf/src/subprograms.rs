@@ -4,8 +4,10 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use netd_common::{
+    flow,
     packet::Packet,
     pipeline::steps,
+    room,
     tables::Steps,
     wire::{V4, V6},
 };
@@ -15,9 +17,14 @@ use crate::{
     tables::{self, Maps},
 };
 
+/// For steps that ask the maps only: what a function does not use LLVM does not pass, and the
+/// verifier insists on a context where one is declared.
+const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
+
 macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $decide:ident,
-     $create:ident, $send:ident, $try_source_port:ident, $route:ident, $host_listens:ident) => {
+     $create:ident, $send:ident, $promote:ident, $try_source_port:ident, $end:ident, $reclaim:ident,
+     $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident, $route:ident, $host_listens:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $from_endpoint(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
@@ -47,6 +54,41 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $create(ctx: *mut __sk_buff) -> u32 {
             steps::create::<$family, _>(&Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $promote() -> u32 {
+            steps::promote::<$family, _>(&Maps(NO_CONTEXT))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $end(generation: u32) -> u32 {
+            flow::end::<$family, _>(&Maps(NO_CONTEXT), generation);
+            0
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reclaim(pressing: u32) -> u32 {
+            u32::from(room::reclaim::<$family, _>(
+                &Maps(NO_CONTEXT),
+                pressing != 0,
+            ))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $claim_seat(confirmed: u32, owner: u32) -> u64 {
+            steps::claim_seat::<$family, _>(&Maps(NO_CONTEXT), confirmed, owner)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $probe_seat(confirmed: u32, index: u32, owner: u32) -> u32 {
+            room::probe_seat::<$family, _>(&Maps(NO_CONTEXT), confirmed != 0, index, owner)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $vacate_seat(confirmed: u32, index: u32) -> u32 {
+            room::vacate_seat::<$family, _>(&Maps(NO_CONTEXT), confirmed != 0, index);
+            0
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -90,6 +132,30 @@ macro_rules! subprograms {
                 $create(self.0)
             }
             #[inline(always)]
+            fn promote(&self) -> u32 {
+                $promote()
+            }
+            #[inline(always)]
+            fn end(&self, generation: u32) {
+                $end(generation);
+            }
+            #[inline(always)]
+            fn reclaim(&self, pressing: u32) -> u32 {
+                $reclaim(pressing)
+            }
+            #[inline(always)]
+            fn claim_seat(&self, confirmed: u32, owner: u32) -> u64 {
+                $claim_seat(confirmed, owner)
+            }
+            #[inline(always)]
+            fn probe_seat(&self, confirmed: u32, index: u32, owner: u32) -> u32 {
+                $probe_seat(confirmed, index, owner)
+            }
+            #[inline(always)]
+            fn vacate_seat(&self, confirmed: u32, index: u32) {
+                $vacate_seat(confirmed, index);
+            }
+            #[inline(always)]
             fn try_source_port(&self, attempt: u32) -> u32 {
                 $try_source_port(self.0, attempt)
             }
@@ -105,7 +171,13 @@ subprograms!(
     decide_v4,
     create_v4,
     send_v4,
+    promote_v4,
     try_source_port_v4,
+    end_v4,
+    reclaim_v4,
+    claim_seat_v4,
+    probe_seat_v4,
+    vacate_seat_v4,
     route_v4,
     host_listens_v4
 );
@@ -117,7 +189,13 @@ subprograms!(
     decide_v6,
     create_v6,
     send_v6,
+    promote_v6,
     try_source_port_v6,
+    end_v6,
+    reclaim_v6,
+    claim_seat_v6,
+    probe_seat_v6,
+    vacate_seat_v6,
     route_v6,
     host_listens_v6
 );

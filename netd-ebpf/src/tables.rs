@@ -17,7 +17,7 @@ use netd_common::{
     wire::{Address, Family, V4, V6, proto},
 };
 
-use crate::{features, maps, subprograms};
+use crate::{account, atomic::fetch_add, features, maps, subprograms};
 
 /// The maps, and the context that the lookup helpers ask for.
 pub struct Maps(pub *mut __sk_buff);
@@ -35,8 +35,10 @@ pub trait FamilyMaps: Family {
     fn embryo(key: &Tuple<A<Self>>) -> Option<*mut Flow<A<Self>>>;
     fn insert_flow(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32>;
     fn insert_embryo(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32>;
-    fn remove_flow(key: &Tuple<A<Self>>);
-    fn remove_embryo(key: &Tuple<A<Self>>);
+    fn remove_flow(key: &Tuple<A<Self>>) -> bool;
+    fn remove_embryo(key: &Tuple<A<Self>>) -> bool;
+    fn flow_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
+    fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
     fn sock_tuple(tuple: &Tuple<A<Self>>) -> SockTuple;
     const SOCK_TUPLE_LEN: u32;
@@ -54,7 +56,7 @@ pub type SockTuple = [u32; 9];
 
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
-     $flows:ident, $embryos:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
+     $flows:ident, $embryos:ident, $flow_ring:ident, $embryo_ring:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
@@ -94,12 +96,20 @@ macro_rules! family_maps {
                 maps::$embryos.insert(key, flow, u64::from(BPF_NOEXIST))
             }
             #[inline(always)]
-            fn remove_flow(key: &Tuple<A<Self>>) {
-                let _ = maps::$flows.remove(key);
+            fn remove_flow(key: &Tuple<A<Self>>) -> bool {
+                maps::$flows.remove(key).is_ok()
             }
             #[inline(always)]
-            fn remove_embryo(key: &Tuple<A<Self>>) {
-                let _ = maps::$embryos.remove(key);
+            fn remove_embryo(key: &Tuple<A<Self>>) -> bool {
+                maps::$embryos.remove(key).is_ok()
+            }
+            #[inline(always)]
+            fn flow_seat(index: u32) -> Option<*mut Seat<A<Self>>> {
+                maps::$flow_ring.get_ptr_mut(index)
+            }
+            #[inline(always)]
+            fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>> {
+                maps::$embryo_ring.get_ptr_mut(index)
             }
             #[inline(always)]
             fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1> {
@@ -164,6 +174,8 @@ family_maps!(
     EXPOSED_V4,
     FLOWS_V4,
     EMBRYOS_V4,
+    FLOW_RING_V4,
+    EMBRYO_RING_V4,
     SCRATCH_V4,
     12,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], d[0], ports, 0, 0, 0, 0, 0, 0],
@@ -179,6 +191,8 @@ family_maps!(
     EXPOSED_V6,
     FLOWS_V6,
     EMBRYOS_V6,
+    FLOW_RING_V6,
+    EMBRYO_RING_V6,
     SCRATCH_V6,
     36,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports],
@@ -240,8 +254,9 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn generation(&self) -> u32 {
+        // Never 0: that is an empty seat's.
         // SAFETY: no arguments.
-        unsafe { bpf_ktime_get_ns() as u32 }
+        unsafe { bpf_ktime_get_ns() as u32 | 1 }
     }
 
     #[inline(always)]
@@ -362,13 +377,79 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &Tuple<F::Addr>) {
-        F::remove_flow(key);
+    fn remove_flow(&self, key: &Tuple<F::Addr>) -> bool {
+        F::remove_flow(key)
     }
 
     #[inline(always)]
-    fn remove_embryo(&self, key: &Tuple<F::Addr>) {
-        F::remove_embryo(key);
+    fn remove_embryo(&self, key: &Tuple<F::Addr>) -> bool {
+        F::remove_embryo(key)
+    }
+
+    #[inline(always)]
+    fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>> {
+        let seat = if confirmed {
+            F::flow_seat(index)
+        } else {
+            F::embryo_seat(index)
+        };
+        // SAFETY: a map value stays mapped; it is plain data, and what it says is verified.
+        seat.map(|seat| unsafe { &mut *seat })
+    }
+
+    #[inline(always)]
+    fn next_seat(&self, table: usize) -> u32 {
+        let Some(hand) = maps::HANDS.get_ptr_mut(table as u32) else {
+            return 0;
+        };
+        // SAFETY: an aligned integer in a map.
+        unsafe { fetch_add(&raw mut (*hand).next, 1) as u32 }
+    }
+
+    #[inline(always)]
+    fn holding(&self, owner: u32, table: usize) -> i64 {
+        // SAFETY: copied at once.
+        unsafe { maps::HOLDINGS.get(owner) }.map_or(0, |held| held.flows[table])
+    }
+
+    #[inline(always)]
+    fn hold(&self, owner: u32, table: usize, more: i64) {
+        let held = match maps::HOLDINGS.get_ptr_mut(owner) {
+            Some(held) => held,
+            None => {
+                let _ = maps::HOLDINGS.insert(owner, Holding::default(), u64::from(BPF_NOEXIST));
+                let Some(held) = maps::HOLDINGS.get_ptr_mut(owner) else {
+                    return;
+                };
+                held
+            }
+        };
+        // SAFETY: an aligned integer in a map.
+        unsafe { fetch_add((&raw mut (*held).flows[table]).cast(), more as u64) };
+    }
+
+    #[inline(always)]
+    fn count(&self, table: usize, event: usize) {
+        if let Some(events) = maps::TABLE_EVENTS.get_ptr_mut(table as u32) {
+            // SAFETY: this CPU's element.
+            unsafe { (*events).count[event] += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn nat_pressure(&self, attempts: u32, exhausted: bool) {
+        let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
+            return;
+        };
+        account::nat_pressure(NatPressure {
+            address: scratch.original.src.padded(),
+            dst: scratch.original.dst.padded(),
+            dport: scratch.original.dport,
+            proto: scratch.tuple.proto,
+            family: F::VERSION,
+            attempts: attempts as u16,
+            exhausted: u16::from(exhausted),
+        });
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ pub mod desired;
 pub mod host;
 pub mod lab;
 pub mod logging;
+pub mod nat_use;
 pub mod plan;
 pub mod run_state;
 pub mod state;

@@ -18,6 +18,7 @@ use crate::config::DEFAULT_PIN_DIR;
 use crate::dataplane::AttachMode;
 use crate::desired::Ids;
 use crate::host::{PortSpan, SysctlChange};
+use crate::nat_use::PortUse;
 
 /// Where run files are.
 pub const DIRECTORY: &str = "/run/netd";
@@ -93,6 +94,9 @@ pub struct RunState {
     pub fallbacks: Fallbacks,
     /// What is wrong now; `None` when all is well.
     pub alarm: Option<Alarm>,
+    /// Destinations towards which few source ports are left.
+    #[serde(default)]
+    pub scarce_ports: Vec<PortUse>,
     /// What the user should know, one sentence each; nothing is wrong.
     pub warnings: Vec<String>,
     /// Ids of the networks.

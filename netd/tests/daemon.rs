@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netd::config::Limits;
 use netd::dataplane::{Actual, AttachMode, Attached, Hook, Pinned, Tables, sizes};
 use netd::host::{HostFacts, HostReader};
-use netd::lab::{Namespace, VethEnd, add_veth, net};
+use netd::lab::{Answered, Daemon, Namespace, VethEnd, add_veth, net};
 use netd::run_state::{RunFiles, RunState};
+use nix::sys::signal::Signal::{self, SIGKILL, SIGTERM};
 
 /// Long enough for a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,13 +25,11 @@ fn is_root() -> bool {
     root
 }
 
-/// A host with one bridge and one container, a pin directory and a file; all gone when dropped.
+/// A host with one bridge and one container, and a daemon with its file; all gone when dropped.
 struct Host {
+    daemon: Daemon,
     host: Namespace,
     container: Namespace,
-    directory: tempfile::TempDir,
-    pin_dir: PathBuf,
-    daemons: Vec<Child>,
 }
 
 const WEB: &str = r#"
@@ -55,22 +53,13 @@ impl Host {
         host.add_bridge("br-web", None).unwrap();
         host.add_address("br-web", net("10.201.1.1/24")).unwrap();
         host.set_up("br-web").unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let unique = directory.path().file_name().unwrap().to_string_lossy();
-        let pin_dir = PathBuf::from(format!(
-            "/sys/fs/bpf/netd-test-{}-{}",
-            std::process::id(),
-            unique.trim_start_matches('.')
-        ));
+        let daemon = Daemon::prepare(Path::new(env!("CARGO_BIN_EXE_netd")), &host, WEB).unwrap();
         let host = Self {
+            daemon,
             host,
             container,
-            directory,
-            pin_dir,
-            daemons: Vec::new(),
         };
         host.plug("veth1", "eth0", "10.201.1.2/24");
-        host.write(WEB);
         host
     }
 
@@ -86,63 +75,34 @@ impl Host {
         self.container.set_up(inner).unwrap();
     }
 
-    fn file(&self) -> PathBuf {
-        self.directory.path().join("netd.toml")
-    }
-
     fn write(&self, text: &str) {
-        fs::write(self.file(), text).unwrap();
+        self.daemon.write_config(text).unwrap();
     }
 
     fn files(&self) -> RunFiles {
-        RunFiles::of(&self.pin_dir)
+        self.daemon.files()
     }
 
-    fn netd(&self, arguments: &[&str]) -> Command {
-        let mut command = self.host.command(env!("CARGO_BIN_EXE_netd"));
-        command
-            .args(arguments)
-            .arg("--config")
-            .arg(self.file())
-            .arg("--pin-dir")
-            .arg(&self.pin_dir)
-            .arg("--state-dir")
-            .arg(self.directory.path().join("state"))
-            .stdin(Stdio::null());
-        command
+    fn pin_dir(&self) -> &Path {
+        self.daemon.pin_dir()
     }
 
     /// Runs a verb to its end.
-    fn verb(&self, arguments: &[&str]) -> Output {
-        self.netd(arguments).output().unwrap()
+    fn verb(&self, arguments: &[&str]) -> Answered {
+        self.daemon.verb(arguments).unwrap()
     }
 
     fn exit(&self, arguments: &[&str]) -> i32 {
-        let output = self.verb(arguments);
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-        eprint!("{}", String::from_utf8_lossy(&output.stderr));
-        output.status.code().unwrap()
+        let answer = self.verb(arguments);
+        print!("{}", answer.stdout);
+        eprint!("{}", answer.stderr);
+        answer.code
     }
 
     /// Starts the daemon and waits until it is in agreement. Returns its pid.
     fn start(&mut self, arguments: &[&str]) -> u32 {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.directory.path().join("log"))
-            .unwrap();
-        let mut all = vec!["run"];
-        all.extend(arguments);
-        let mut command = self.netd(&all);
-        command.stderr(log);
-        let child = command.spawn().unwrap();
-        let pid = child.id();
-        self.daemons.push(child);
-        self.wait("the daemon is ready", |host| {
-            RunState::load(&host.files().state)
-                .is_some_and(|state| state.pid == pid && state.synced_at.is_some())
-        });
-        pid
+        self.daemon.launch(arguments).unwrap();
+        self.daemon.pid().unwrap()
     }
 
     fn wait(&self, what: &str, mut until: impl FnMut(&Self) -> bool) {
@@ -159,13 +119,11 @@ impl Host {
 
     /// Waits until nothing is left to do: interfaces get IPv6 addresses a while after they came up.
     fn settle(&self) {
-        self.wait("there is nothing to do", |host| {
-            host.verb(&["plan", "--exit-code"]).status.code() == Some(0)
-        });
+        self.daemon.settle().unwrap();
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        self.daemon.log()
     }
 
     fn facts(&self) -> HostFacts {
@@ -180,17 +138,14 @@ impl Host {
         self.host.run(|| {
             let facts = HostReader::open().unwrap().read(|_| false).unwrap();
             let sizes = sizes(1 << 33, 1, &Limits::default());
-            Pinned::open(&self.pin_dir, &sizes, attach, BTreeSet::new())
+            Pinned::open(self.pin_dir(), &sizes, attach, BTreeSet::new())
                 .unwrap()
                 .map(|pinned| pinned.read(&facts).unwrap())
         })
     }
 
-    fn stop(&mut self, signal: nix::sys::signal::Signal) -> Option<i32> {
-        let mut child = self.daemons.pop().unwrap();
-        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-        nix::sys::signal::kill(pid, signal).unwrap();
-        child.wait().unwrap().code()
+    fn stop(&mut self, signal: Signal) -> Option<i32> {
+        self.daemon.stop(signal).unwrap().unwrap().code()
     }
 }
 
@@ -199,12 +154,6 @@ impl Drop for Host {
         if std::thread::panicking() {
             let _ = writeln!(std::io::stderr(), "log:\n{}", self.log());
         }
-        for daemon in &mut self.daemons {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
-        let _ = self.verb(&["unload", "--force"]);
-        let _ = fs::remove_dir_all(&self.pin_dir);
     }
 }
 
@@ -223,8 +172,6 @@ fn decided(actual: &Actual) -> Tables {
     tables
 }
 
-use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
-
 #[test]
 fn run_kill_start_again_unload() {
     if !is_root() {
@@ -233,7 +180,7 @@ fn run_kill_start_again_unload() {
     let mut host = Host::new();
     assert_eq!(host.exit(&["plan", "--exit-code"]), 1);
     assert_eq!(host.exit(&["check", "--host"]), 0);
-    assert!(!host.pin_dir.exists(), "check and plan change nothing");
+    assert!(!host.pin_dir().exists(), "check and plan change nothing");
 
     host.start(&[]);
     host.wait("the container is known", |host| {
@@ -270,9 +217,9 @@ fn run_kill_start_again_unload() {
     assert_eq!(host.host.sysctl("net/ipv4/ip_forward").unwrap(), "0");
 
     let second = host.verb(&["run"]);
-    assert_eq!(second.status.code(), Some(3));
-    let pid = host.daemons[0].id().to_string();
-    assert!(String::from_utf8_lossy(&second.stderr).contains(&pid));
+    assert_eq!(second.code, 3);
+    let pid = host.daemon.pid().unwrap().to_string();
+    assert!(second.stderr.contains(&pid));
 
     host.stop(SIGKILL);
     let after = host.actual(AttachMode::Tcx).unwrap();
@@ -309,9 +256,9 @@ fn run_kill_start_again_unload() {
     );
 
     assert_eq!(host.exit(&["unload"]), 1, "containers would be open");
-    assert!(host.pin_dir.exists());
+    assert!(host.pin_dir().exists());
     assert_eq!(host.exit(&["unload", "--force"]), 0);
-    assert!(!host.pin_dir.exists());
+    assert!(!host.pin_dir().exists());
     assert_eq!(
         host.host.sysctl("net/ipv4/conf/br-web/forwarding").unwrap(),
         "0"
@@ -345,7 +292,11 @@ fn containers_come_and_go() {
         .add_address("eth1", net("10.201.1.4/24"))
         .unwrap();
     host.wait("its second address too", |h| known(h, [10, 201, 1, 4]));
-    let pins = || fs::read_dir(host.pin_dir.join("v2/links")).unwrap().count();
+    let pins = || {
+        fs::read_dir(host.pin_dir().join("v2/links"))
+            .unwrap()
+            .count()
+    };
     assert_eq!(pins(), 2 + 2 * 2);
     let epoch = host.actual(AttachMode::Tcx).unwrap().config.epoch;
     host.host.delete_device("veth2").unwrap();
@@ -370,7 +321,9 @@ fn a_device_that_moves_away_loses_its_program() {
     .unwrap();
     let ifindex = host.host.ifindex("up1").unwrap();
     host.start(&[]);
-    let pin = host.pin_dir.join(format!("v2/links/from_uplink-{ifindex}"));
+    let pin = host
+        .pin_dir()
+        .join(format!("v2/links/from_uplink-{ifindex}"));
     host.wait("the uplink has its program", |_| pin.exists());
     host.host.move_device("up1", &elsewhere).unwrap();
     host.wait("the pin is gone", |_| !pin.exists());
@@ -395,8 +348,8 @@ fn a_bad_file_is_refused_and_the_last_good_one_is_used_at_start() {
         RunState::load(&host.files().state).is_some_and(|state| state.alarm.is_some())
     });
     let refused = host.verb(&["reload"]);
-    assert_eq!(refused.status.code(), Some(2));
-    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.code, 2);
+    let text = refused.stderr;
     assert!(
         text.contains("netd.toml:") && text.contains("host_prots"),
         "{text}"
@@ -442,12 +395,6 @@ fn taking_over_detaches_nothing() {
     };
     let before = ids(&host);
     let second = host.start(&["--takeover"]);
-    let mut first = host.daemons.remove(0);
-    assert_eq!(
-        first.wait().unwrap().code(),
-        Some(0),
-        "the first leaves in good order"
-    );
     assert_eq!(ids(&host), before, "the same links, with other programs");
     assert_eq!(netd::run_state::running_pid(&host.files()), Some(second));
 }
@@ -489,7 +436,6 @@ fn without_tcx_filters_do_it() {
 
     // One that was there before stays.
     tc(&host, "qdisc add dev br-web clsact");
-    host.daemons.clear();
     host.start(&["--no-tcx"]);
     assert_eq!(clsact(&host).attachments.len(), 4);
     assert_eq!(unloaded(&host), (false, true));
@@ -514,13 +460,13 @@ fn a_pinned_map_of_another_shape_is_refused() {
     let mut host = Host::new();
     host.start(&[]);
     host.stop(SIGTERM);
-    let maps = host.pin_dir.join("v2/maps");
+    let maps = host.pin_dir().join("v2/maps");
     let uplinks = maps.join("UPLINKS");
     fs::remove_file(&uplinks).unwrap();
     fs::rename(maps.join("ADDRS_V4"), &uplinks).unwrap();
     let run = host.verb(&["run"]);
-    assert_eq!(run.status.code(), Some(3));
-    let text = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(run.code, 3);
+    let text = run.stderr;
     assert!(
         text.contains("UPLINKS") && text.contains("netd unload --force"),
         "{text}"
@@ -533,7 +479,7 @@ fn a_pinned_map_of_another_shape_is_refused() {
         "nobody can tell what is in force"
     );
     assert_eq!(host.exit(&["unload", "--force"]), 0);
-    assert!(!host.pin_dir.exists());
+    assert!(!host.pin_dir().exists());
     host.start(&[]);
 }
 
@@ -589,7 +535,7 @@ fn ids_stay_when_networks_go() {
     fs::remove_file(&host.files().state).unwrap();
     host.start(&[]);
     assert_eq!(id(&host), Some(before));
-    assert!(Path::new(&host.pin_dir).exists());
+    assert!(host.pin_dir().exists());
 }
 
 /// The flow table, as bytes: a key of 16 and a value of 88.
@@ -597,7 +543,7 @@ fn flow_table(
     host: &Host,
     name: &str,
 ) -> aya::maps::HashMap<aya::maps::MapData, [u8; 16], [u8; 88]> {
-    let data = aya::maps::MapData::from_pin(host.pin_dir.join("v2/maps").join(name)).unwrap();
+    let data = aya::maps::MapData::from_pin(host.pin_dir().join("v2/maps").join(name)).unwrap();
     let map = aya::maps::Map::from_map_data(data).unwrap();
     map.try_into().unwrap()
 }

@@ -434,7 +434,17 @@ fn child_that_waits_in_a_namespace() -> TestResult {
     let mut sleep = namespace.command("sleep");
     sleep.arg("60");
     let process = namespace.spawn(sleep)?;
-    println!("ready {} {}", namespace.name(), process.pid());
+    let daemon = Daemon::start(
+        std::path::Path::new(env!("CARGO_BIN_EXE_netd")),
+        &namespace,
+        "version = 1\n",
+    )?;
+    println!(
+        "ready {} {} {}",
+        namespace.name(),
+        process.pid(),
+        daemon.pin_dir().display()
+    );
     std::thread::sleep(Duration::from_secs(60));
     Ok(())
 }
@@ -464,12 +474,26 @@ fn a_signal_removes_the_namespace_and_its_processes() -> TestResult {
             .map_while(Result::ok)
             .find_map(|line| line.split_once("ready ").map(|(_, rest)| rest.to_owned()))
             .expect("the child's line");
-        let (name, sleeper) = ready.split_once(' ').expect("a name and a pid");
+        let mut words = ready.split(' ');
+        let mut word = || words.next().expect("a name, a pid, a pin directory");
+        let (name, sleeper, pins) = (word(), word(), std::path::Path::new(word()));
         let path = std::path::Path::new(NETNS_DIR).join(name);
-        assert!(path.exists());
+        let files = netd::run_state::RunFiles::of(pins);
+        let unique = pins.file_name().expect("a directory");
+        let left = [
+            path,
+            pins.to_owned(),
+            std::env::temp_dir().join(unique),
+            files.lock,
+            files.socket,
+            files.state,
+        ];
+        for path in &left {
+            assert!(path.exists(), "{}", path.display());
+        }
         assert!(
-            !sweep_stale().contains(&name.to_owned()),
-            "a living process's namespace was swept"
+            sweep_stale().iter().all(|swept| !left.contains(swept)),
+            "something of a living process was swept"
         );
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), signal)
             .expect("kill");
@@ -484,10 +508,12 @@ fn a_signal_removes_the_namespace_and_its_processes() -> TestResult {
             std::fs::read_to_string(format!("/proc/{sleeper}/stat"))
                 .is_ok_and(|stat| !stat.contains(") Z "))
         };
-        while path.exists() || sleeping() {
+        let left = || left.iter().find(|path| path.exists());
+        while left().is_some() || sleeping() {
             assert!(
                 std::time::Instant::now() < deadline,
-                "{signal}: {name} or its process {sleeper} is still there"
+                "{signal}: {:?} or its process {sleeper} is still there",
+                left()
             );
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -48,6 +48,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "doc", needs: &[Need::Build], run: lints::doc },
     Suite { name: "aarch64", needs: &[Need::Build], run: lints::aarch64 },
     Suite { name: "tests", needs: &[Need::Build, Need::Network], run: runner::tests },
+    Suite { name: "survival", needs: &[Need::Build, Need::Network], run: runner::survival },
     Suite { name: "verifier", needs: &[Need::Build, Need::Network, Need::KernelVm], run: verifier::rows },
 ];
 

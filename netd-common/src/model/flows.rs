@@ -12,49 +12,27 @@ use crate::{
     tables::{InsertError, Slot},
 };
 
-struct Entry<A> {
-    /// When it was inserted, for eviction.
-    age: u64,
-    flow: Box<UnsafeCell<Flow<A>>>,
-}
+type Entries<A> = HashMap<Tuple<A>, Box<UnsafeCell<Flow<A>>>>;
 
-/// A flow map with a capacity: full, it either refuses new entries or evicts its oldest.
-///
-/// The kernel's LRU evicts something that was not used lately; which, it does not promise.
+/// A flow map with a capacity.
 pub struct FlowTable<A> {
-    entries: RefCell<HashMap<Tuple<A>, Entry<A>>>,
-    by_age: RefCell<BTreeMap<u64, Tuple<A>>>,
-    ages: Cell<u64>,
+    entries: RefCell<Entries<A>>,
     capacity: Cell<usize>,
-    evicts: bool,
     /// Removed while a packet may still hold their slots: the kernel keeps them mapped too.
     removed: RefCell<Vec<Box<UnsafeCell<Flow<A>>>>>,
 }
 
-impl<A: Copy + Eq + Hash + Ord> FlowTable<A> {
-    /// A map that refuses entries beyond `capacity`.
-    #[must_use]
-    pub fn refusing(capacity: usize) -> Self {
-        Self::new(capacity, false)
-    }
-
-    /// A map that evicts its oldest entry when another is inserted beyond `capacity`.
-    #[must_use]
-    pub fn evicting(capacity: usize) -> Self {
-        Self::new(capacity, true)
-    }
-
-    fn new(capacity: usize, evicts: bool) -> Self {
+impl<A> Default for FlowTable<A> {
+    fn default() -> Self {
         Self {
             entries: RefCell::default(),
-            by_age: RefCell::default(),
-            ages: Cell::new(0),
-            capacity: Cell::new(capacity),
-            evicts,
+            capacity: Cell::new(1 << 16),
             removed: RefCell::default(),
         }
     }
+}
 
+impl<A: Copy + Eq + Hash + Ord> FlowTable<A> {
     /// Changes the capacity; entries beyond it stay.
     pub fn set_capacity(&self, capacity: usize) {
         self.capacity.set(capacity);
@@ -94,8 +72,8 @@ impl<A: Copy + Eq + Hash + Ord> FlowTable<A> {
         Self::slot_of(&self.entries.borrow(), key)
     }
 
-    fn slot_of(entries: &HashMap<Tuple<A>, Entry<A>>, key: &Tuple<A>) -> Option<Slot<A>> {
-        let pointer = NonNull::new(entries.get(key)?.flow.get())?;
+    fn slot_of(entries: &Entries<A>, key: &Tuple<A>) -> Option<Slot<A>> {
+        let pointer = NonNull::new(entries.get(key)?.get())?;
         // SAFETY: a box does not move, and `removed` keeps it until the next packet.
         Some(unsafe { Slot::new(pointer) })
     }
@@ -108,33 +86,25 @@ impl<A: Copy + Eq + Hash + Ord> FlowTable<A> {
         if self.entries.borrow().contains_key(key) {
             return Err(InsertError::Exists);
         }
-        while self.len() >= self.capacity.get() {
-            let oldest = self.by_age.borrow().values().next().copied();
-            match oldest {
-                Some(oldest) if self.evicts => self.remove(&oldest),
-                _ => return Err(InsertError::Full),
-            }
+        if self.len() >= self.capacity.get() {
+            return Err(InsertError::Full);
         }
-        let age = self.ages.get();
-        self.ages.set(age + 1);
-        self.by_age.borrow_mut().insert(age, *key);
         let flow = Box::new(UnsafeCell::new(*flow));
-        self.entries.borrow_mut().insert(*key, Entry { age, flow });
+        self.entries.borrow_mut().insert(*key, flow);
         Ok(())
     }
 
-    /// Removes an entry, if it is there.
-    pub fn remove(&self, key: &Tuple<A>) {
-        if let Some(entry) = self.entries.borrow_mut().remove(key) {
-            self.by_age.borrow_mut().remove(&entry.age);
-            self.removed.borrow_mut().push(entry.flow);
-        }
+    /// Removes an entry; was it there?
+    pub fn remove(&self, key: &Tuple<A>) -> bool {
+        let removed = self.entries.borrow_mut().remove(key);
+        let found = removed.is_some();
+        self.removed.borrow_mut().extend(removed);
+        found
     }
 
     /// Removes all entries.
     pub fn clear(&mut self) {
         self.entries.get_mut().clear();
-        self.by_age.get_mut().clear();
         self.bury();
     }
 

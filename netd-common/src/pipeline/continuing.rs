@@ -2,26 +2,18 @@
 //! TCP state, or the first after a change of configuration or routes.
 
 use crate::{
-    abi::{Config, Tuple, flow_flag, network_flag},
-    conntrack::{Direction, State, datagram_next, reopens, tcp_flags_valid, tcp_next},
+    abi::{Config, flow_flag, network_flag},
+    conntrack::{Direction, State, datagram_next, idle, reopens, tcp_flags_valid, tcp_next},
     decide::{Action, Leg, egress_uplink},
     drop::DropReason,
-    flow::{ROUTE_LIFETIME, end, promote, set_other_key},
+    flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
-    tables::{Scratch, Slot, Tables},
+    room::either as find,
+    tables::{Scratch, Slot, Steps, Tables},
     wire::{Family, proto, tcp_flag},
 };
 
 use super::{Verdict, deliver, steps};
-
-/// Looks in both maps.
-#[inline(always)]
-pub(super) fn find<F: Family, T: Tables<F>>(
-    tables: &T,
-    key: &Tuple<F::Addr>,
-) -> Option<Slot<F::Addr>> {
-    tables.flow(key).or_else(|| tables.embryo(key))
-}
 
 /// Leaves the function with a drop. What is returned is a number from the start: LLVM would store
 /// the undefined payload of an enum's other variants, and the verifier refuses to read that.
@@ -37,7 +29,7 @@ macro_rules! or_drop {
 /// Sends a packet along the flow whose key it bears, after bringing the flow up to date. Returns
 /// what [`steps::proceed`] does.
 #[inline(always)]
-pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
+pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     config: &Config,
@@ -47,7 +39,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
 ) -> u64 {
     let confirmed = tables.flow(&scratch.parsed.tuple);
     let embryo = confirmed.is_none();
-    let Some(mut slot) = confirmed.or_else(|| tables.embryo(&scratch.parsed.tuple)) else {
+    let Some(slot) = confirmed.or_else(|| tables.embryo(&scratch.parsed.tuple)) else {
         return steps::OPEN;
     };
     let proto = scratch.parsed.tuple.proto;
@@ -55,21 +47,23 @@ pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
     let state = State::from_number(slot.state()).unwrap_or(State::OtherNew);
     set_other_key(&mut scratch.reply_tuple, proto, &slot);
     if proto == proto::TCP && !reply && reopens(state, scratch.parsed.tcp_flags) {
-        end::<F, T>(tables, scratch, &slot);
+        tables.end(slot.generation());
         return steps::OPEN;
     }
     let Some(other) = find::<F, T>(tables, &scratch.reply_tuple) else {
-        // The LRU took the other half: what is left of the flow is of no use.
-        return ended::<F, T>(tables, scratch, &slot);
+        // What is left of a flow is of no use.
+        return ended::<F, T>(tables, &slot);
     };
-    if other.generation() != slot.generation() {
-        return ended::<F, T>(tables, scratch, &slot);
+    let now = tables.now();
+    let silence = idle(now, slot.last_seen()).min(idle(now, other.last_seen()));
+    if other.generation() != slot.generation() || silence > state.lifetime() {
+        return ended::<F, T>(tables, &slot);
     }
     if decision != steps::UNDECIDED {
         if !or_drop!(is_same_flow::<F, T>(
             tables, scratch, &slot, &other, decision
         )) {
-            return ended::<F, T>(tables, scratch, &slot);
+            return ended::<F, T>(tables, &slot);
         }
         slot.set_epoch(config.epoch);
     } else if slot.epoch() != config.epoch {
@@ -88,14 +82,11 @@ pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
         other.set_state(next as u8);
     }
     if embryo && next.is_confirmed() {
-        or_drop!(promote::<F, T>(tables, scratch, &slot, &other));
-        if let Some(promoted) = tables.flow(&scratch.parsed.tuple) {
-            slot = promoted;
-        }
+        return steps::PROMOTE;
     }
     or_drop!(deliver::<F, P>(
         packet,
-        tables.now(),
+        now,
         &scratch.parsed,
         &slot,
         &mut scratch.hop
@@ -105,13 +96,9 @@ pub(super) fn proceed<F: Family, P: Packet, T: Tables<F>>(
 
 /// Takes the flow away. A packet of the side that opened it may open another.
 #[inline(always)]
-fn ended<F: Family, T: Tables<F>>(
-    tables: &T,
-    scratch: &Scratch<F::Addr>,
-    slot: &Slot<F::Addr>,
-) -> u64 {
+fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
     let reply = slot.flags() & flow_flag::REPLY != 0;
-    end::<F, T>(tables, scratch, slot);
+    tables.end(slot.generation());
     if reply {
         Verdict::drop(DropReason::FlowEnded).0
     } else {
@@ -121,7 +108,7 @@ fn ended<F: Family, T: Tables<F>>(
 
 /// Asks to decide about the flow again, as if it began now.
 #[inline(always)]
-fn ask<F: Family, T: Tables<F>>(
+fn ask<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
@@ -148,7 +135,7 @@ fn ask<F: Family, T: Tables<F>>(
             .network(network)
             .is_some_and(|n| n.flags & network_flag::SPOOF_OFF != 0);
     if network == 0 || !may_send {
-        return ended::<F, T>(tables, scratch, slot);
+        return ended::<F, T>(tables, slot);
     }
     steps::ask(opened_on, network)
 }
@@ -159,7 +146,7 @@ fn ask<F: Family, T: Tables<F>>(
 /// # Errors
 /// The reason why it may not go on; the flow is ended unless it is a matter of routes alone.
 #[inline(always)]
-fn is_same_flow<F: Family, T: Tables<F>>(
+fn is_same_flow<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
@@ -173,7 +160,7 @@ fn is_same_flow<F: Family, T: Tables<F>>(
             return Err(reason);
         }
         Err(reason) => {
-            end::<F, T>(tables, scratch, slot);
+            tables.end(slot.generation());
             return Err(reason);
         }
     }

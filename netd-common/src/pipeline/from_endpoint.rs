@@ -10,13 +10,14 @@ use crate::{
     drop::DropReason,
     packet::Packet,
     parse::{Kind, Parsed, parse},
+    room,
     sabotage::{Check, enforced},
     tables::{Scratch, Slot, Steps, Tables},
     wire::{Address, Arp, ETH_LEN, Eth, Family, V4, V4Addr, V6, ethertype},
 };
 
 use super::{
-    Meta, PEER, Verdict, accelerates, continuing, deliver, established,
+    Meta, PEER, Verdict, accelerates, deliver, established,
     steps::{self, Judgement},
 };
 
@@ -158,7 +159,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
         Kind::IcmpError => return Err(DropReason::IcmpError),
         _ => {}
     }
-    if let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple)
+    if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && slot.in_ifindex() == ifindex
     {
         return Ok(Judgement::Proceed);
@@ -178,7 +179,7 @@ fn to_neighbour<F: Family, T: Tables<F>>(
     eth: &Eth,
 ) -> Result<Judgement, DropReason> {
     let tuple = &scratch.parsed.tuple;
-    if let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple)
+    if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && is_neighbour_reply(&slot, ifindex, eth)
     {
         return Ok(Judgement::Proceed);

@@ -9,6 +9,7 @@ use crate::{
     drop::DropReason,
     packet::Packet,
     parse::{Kind, inner_tuple, parse},
+    room,
     sabotage::{Check, enforced},
     tables::{Scratch, Steps, Tables},
     wire::{ETH_LEN, Eth, Family, V4, V6, ethertype},
@@ -96,7 +97,7 @@ fn judge<F: Family, P: Packet, T: Steps<F>>(
         Kind::Fragment => return fragment::<F, T>(tables, config, scratch),
         _ => {}
     }
-    if let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple)
+    if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && continuing::is_uplink_side(&slot)
     {
         if slot.in_ifindex() != ifindex {
@@ -142,7 +143,7 @@ fn icmp_error<F: Family, P: Packet, T: Tables<F>>(
             return Ok(PASS);
         }
     }
-    if continuing::find::<F, T>(tables, &scratch.tuple).is_some() {
+    if room::either::<F, T>(tables, &scratch.tuple).is_some() {
         return Err(DropReason::IcmpError);
     }
     Ok(PASS)
@@ -165,7 +166,7 @@ fn fragment<F: Family, T: Tables<F>>(
     }
     // A later fragment has no ports; without its first, which ends here, it leads nowhere.
     if tables.port_published(tuple.proto, tuple.dport)
-        || continuing::find::<F, T>(tables, tuple).is_some()
+        || room::either::<F, T>(tables, tuple).is_some()
     {
         return Err(DropReason::Fragment);
     }

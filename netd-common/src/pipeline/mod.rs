@@ -16,7 +16,7 @@ pub use self::to_endpoint::to_endpoint;
 
 use crate::{
     abi::{AnyTuple, Config, DropKey, config_flag, flow_flag},
-    conntrack::State,
+    conntrack::{SHORTEST_LIFETIME, State},
     drop::DropReason,
     flow::ROUTE_LIFETIME,
     nat::translate,
@@ -264,6 +264,10 @@ fn established<F: Family, T: Tables<F>>(
 ) -> Option<Slot<F::Addr>> {
     let slot = tables.flow(&parsed.tuple)?;
     if slot.in_ifindex() != ifindex || slot.in_mac() != in_mac || slot.epoch() != config.epoch {
+        return None;
+    }
+    // It may have expired, and nobody was there to collect it.
+    if now.wrapping_sub(slot.last_seen()) > SHORTEST_LIFETIME {
         return None;
     }
     if slot.flags() & flow_flag::TO_ENDPOINT == 0

@@ -7,6 +7,7 @@ use crate::{
     drop::DropReason,
     flow::{self, initial_state},
     packet::Packet,
+    room,
     tables::Steps,
     wire::{Family, proto, tcp_flag},
 };
@@ -20,6 +21,8 @@ const PROCEED: u64 = 0x71 << 32;
 /// No [`Verdict`] has this action: decide about the flow in `scratch.tuple` again, which was opened
 /// on the interface in the low half, and proceed with the answer.
 const DECIDE: u64 = 0x72 << 32;
+/// No [`Verdict`] has this action: the flow was confirmed; promote it and send the packet.
+pub(super) const PROMOTE: u64 = 0x73 << 32;
 /// The bits that tell.
 const ACTION: u64 = 0x7f << 32;
 
@@ -66,6 +69,12 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
             let network = (verdict >> 48) as u32;
             let decision = tables.decide(opened_on, network, AGAIN);
             verdict = tables.proceed(packet, ifindex, decision);
+        }
+        if verdict & ACTION == PROMOTE {
+            verdict = match decode(tables.promote()) {
+                Ok(_) => tables.send(packet),
+                Err(reason) => Verdict::drop(reason).0,
+            };
         }
         if verdict & ACTION != OPEN {
             return Verdict(verdict).of(F::VERSION, network).slow();
@@ -144,14 +153,15 @@ pub(super) fn ask(opened_on: u32, network: u16) -> u64 {
 /// Argument of [`proceed`]: nothing was decided about the flow this time.
 pub const UNDECIDED: u32 = u32::MAX;
 
-/// Sends the packet along the flow that was just created for it. Returns a [`Verdict`].
+/// Sends the packet along the flow that was just created for it, or promoted by it. Returns a
+/// [`Verdict`].
 #[inline(always)]
 pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u64 {
     let Some(scratch) = tables.scratch() else {
         return Verdict::drop(DropReason::HelperFailed).0;
     };
-    let Some(slot) = continuing::find::<F, T>(tables, &scratch.parsed.tuple) else {
-        // The LRU has already taken it.
+    let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple) else {
+        // It has already made room for another.
         return Verdict::drop(DropReason::FlowTableFull).0;
     };
     match deliver::<F, P>(
@@ -210,6 +220,28 @@ pub fn create<F: Family, T: Steps<F>>(tables: &T) -> u32 {
         Ok(()) => FORWARD,
         Err(reason) => encode(reason),
     }
+}
+
+/// [`flow::promote`], the flow of the packet in hand. Returns a code for [`decode`]; `Forward` is
+/// success.
+#[inline(always)]
+pub fn promote<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return encode(DropReason::HelperFailed);
+    };
+    match flow::promote::<F, T>(tables, scratch) {
+        Ok(()) => FORWARD,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`room::claim`](fn@room::claim), and returns what it does.
+#[inline(always)]
+pub fn claim_seat<F: Family, T: Steps<F>>(tables: &T, confirmed: u32, owner: u32) -> u64 {
+    let Some(config) = tables.config() else {
+        return room::claim::FULL;
+    };
+    room::claim::<F, T>(tables, config, confirmed != 0, owner)
 }
 
 /// [`flow::try_source_port`]. Returns a [`flow::attempt`].

@@ -6,6 +6,7 @@ mod host_access;
 mod lifetime;
 mod properties;
 mod publishing;
+mod room;
 
 use std::marker::PhantomData;
 
@@ -301,6 +302,18 @@ impl<F: Addresses> Host<F> {
         assert_eq!(self.client(ACK, port).outcome, Outcome::Peer(C0));
         assert_eq!(self.flows(), 2);
         assert_eq!(self.embryos(), 0);
+    }
+
+    /// A handshake of the client's port with the port, whose container is C0:80.
+    pub fn connect_from(&self, client: u16, port: u16) {
+        let there = |flags| {
+            let frame = Frame::tcp((F::CLIENT, client), (F::HOST, port), flags, b"");
+            self.arrive(UP0, frame).outcome
+        };
+        let back = Frame::tcp((F::of(C0), 80), (F::CLIENT, client), SYN | ACK, b"");
+        assert_eq!(there(SYN), Outcome::Peer(C0));
+        assert_eq!(self.sends(C0, back).outcome, out::<F>(UP0));
+        assert_eq!(there(ACK), Outcome::Peer(C0));
     }
 
     /// C0's answer to the client.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Exit, Global, output, read};
 use crate::{
     dataplane::AttachMode,
+    nat_use::PortUse,
     run_state::{Alarm, Fallbacks, RunFiles, RunState, SourceAddress, running_pid},
     state::{
         State, StateError,
@@ -61,6 +62,8 @@ struct Daemon {
     last_good: bool,
     fallbacks: Option<Fallbacks>,
     alarm: Option<Alarm>,
+    /// Destinations towards which few source ports are left.
+    scarce_ports: Vec<PortUse>,
     warnings: Vec<String>,
 }
 
@@ -135,6 +138,7 @@ impl Daemon {
             last_good: run.last_good,
             fallbacks: Some(run.fallbacks),
             alarm: run.alarm,
+            scarce_ports: run.scarce_ports,
             warnings: run.warnings,
         }
     }
@@ -208,6 +212,12 @@ fn problems(daemon: &Daemon, data_plane: &DataPlane) -> Vec<String> {
     }
     if let Some(alarm) = &daemon.alarm {
         problems.push(format!("{} (since {})", alarm.message, alarm.since));
+    }
+    for port_use in daemon.scarce_ports.iter().filter(|_| daemon.running) {
+        problems.push(format!(
+            "{port_use}. New flows there are refused when there is none left: widen [nat] ports, \
+             or give the network an address of its own (masquerade_to)"
+        ));
     }
     if daemon.last_good {
         problems.push(
@@ -338,10 +348,30 @@ fn fallbacks_text(fallbacks: Option<Fallbacks>) -> String {
 }
 
 fn usage_text(usage: &Usage) -> String {
-    format!(
+    let mut text = format!(
         "{} of {}, and {} without a reply of {}",
         usage.flows, usage.limit, usage.embryos, usage.embryo_limit
-    )
+    );
+    let events = &usage.events;
+    for (count, what) in [
+        (events.evicted_embryo, "unreplied made room"),
+        (events.evicted_closing, "closing made room"),
+        (events.evicted_idle, "idle made room"),
+        (events.refused_full, "refused, the table being full"),
+        (
+            events.refused_share,
+            "refused, their container having its share",
+        ),
+        (
+            events.port_reused,
+            "source ports taken from closed connections",
+        ),
+    ] {
+        if count > 0 {
+            let _ = write!(text, "; {count} {what}");
+        }
+    }
+    text
 }
 
 fn networks_table(networks: &[NetworkView]) -> String {
@@ -426,6 +456,7 @@ fn kernel_release() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::flow::RoomEvents;
 
     fn plane() -> DataPlane {
         let usage = Usage {
@@ -433,6 +464,7 @@ mod tests {
             limit: 131_072,
             embryos: 1,
             embryo_limit: 32_768,
+            events: RoomEvents::default(),
         };
         DataPlane {
             abi_version: 2,

@@ -7,6 +7,7 @@ pub mod control;
 mod engine;
 mod file_watch;
 mod lock;
+mod nat_watch;
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 pub use engine::{engine_ports, recover_ids};
 pub use lock::{Lock, LockError};
 
+use netd_common::abi::NatPressure;
+
 use crate::config::{Config, ConfigError, Loaded, last_good};
 use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
 use crate::host::{self, HostWatch, KernelFeatures, Wake};
@@ -29,6 +32,7 @@ use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress};
 use control::{Answer, AskError, Command};
 use engine::{Engine, summary};
 use file_watch::FileWatch;
+use nat_watch::{NatWatch, Pressure};
 
 /// Default of `--state-dir`.
 pub const STATE_DIR: &str = "/var/lib/netd";
@@ -237,6 +241,8 @@ async fn serve(
         bump_at: None,
         file_at: None,
         bumped: None,
+        nat_at: None,
+        pressure: Pressure::default(),
         retry: RETRY,
         sync_errors: RepeatedError::default(),
         collect_errors: RepeatedError::default(),
@@ -268,6 +274,9 @@ async fn serve(
         began.elapsed().as_secs_f64() * 1e3,
     );
 
+    let mut nat_watch = NatWatch::open(&daemon.engine.kernel.maps_directory())
+        .inspect_err(|error| tracing::warn!("cannot watch for scarce source ports: {error}"))
+        .ok();
     let mut collect = interval(COLLECT);
     collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
     collect.tick().await;
@@ -302,6 +311,14 @@ async fn serve(
                 daemon.file_at = Some(Instant::now() + COALESCE);
             }
             () = until(daemon.file_at) => daemon.file_changed(&mut watch),
+            told = told(&mut nat_watch) => match told {
+                Ok(events) => daemon.nat_at = Some(daemon.pressure.add(events)),
+                Err(error) => {
+                    tracing::warn!("no longer watching for scarce source ports: {error}");
+                    nat_watch = None;
+                }
+            },
+            () = until(daemon.nat_at) => daemon.collect(),
             _ = hangup.recv() => drop(daemon.reload(&mut watch)),
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
@@ -344,6 +361,13 @@ async fn file_changed(watch: &mut Option<FileWatch>) -> std::io::Result<()> {
     }
 }
 
+async fn told(watch: &mut Option<NatWatch>) -> std::io::Result<Vec<NatPressure>> {
+    match watch {
+        Some(watch) => watch.told().await,
+        None => pending().await,
+    }
+}
+
 /// Reading the kernel's BTF takes tens of megabytes for a moment.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
@@ -382,6 +406,7 @@ fn initial_state(
             host_access: host::supports_socket_hooks() && host::cgroup2_root().is_some(),
         },
         alarm: None,
+        scarce_ports: Vec::new(),
         warnings: Vec::new(),
         networks: Default::default(),
         sysctls: Default::default(),
@@ -415,6 +440,9 @@ struct Daemon<'a> {
     /// The file may have changed; it is read then.
     file_at: Option<Instant>,
     bumped: Option<Instant>,
+    /// Scarce source ports are looked into then.
+    nat_at: Option<Instant>,
+    pressure: Pressure,
     retry: Duration,
     sync_errors: RepeatedError,
     collect_errors: RepeatedError,
@@ -565,6 +593,7 @@ impl Daemon<'_> {
     }
 
     fn collect(&mut self) {
+        self.nat_at = None;
         match self.engine.kernel.collect() {
             Ok(collected) => {
                 self.collect_errors.recovered();
@@ -577,6 +606,11 @@ impl Daemon<'_> {
                     tracing::warn!("cannot collect idle flows: {error}{report}");
                 }
             }
+        }
+        if self.pressure.is_any()
+            && let Err(error) = self.pressure.look(&mut self.engine)
+        {
+            tracing::debug!("cannot count source ports: {error}");
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -12,18 +11,19 @@ use aya::programs::{
     CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
 };
 use aya::{Ebpf, EbpfLoader};
-use netd_common::abi::{self, Flow, Tuple};
-use netd_common::wire::Wire;
+use netd_common::abi::{self, NatPressure, flow_table, map};
 
-use super::maps::{FlowTable, Maps};
+use super::flows;
+use super::maps::Maps;
 use super::shape::{ShapeError, check, is_sized_by_memory, shapes};
 use super::sys::tcx_links;
 use super::{
     Actual, AttachMode, Attached, Attachment, Dataplane, DataplaneError, Hook, Row, RowKey, Sizes,
     Tables, cgroup, clsact, host_sockets,
 };
-use crate::collect::{Collected, FlowFilter, is_expired, partner};
+use crate::collect::{Collected, FlowFilter};
 use crate::host::{self, HostFacts, KernelFeatures};
+use crate::nat_use::Destination;
 
 /// The BPF object that is built with this binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETD_BPF_OBJECT"));
@@ -233,33 +233,16 @@ impl Pinned {
 
     /// Removes every entry of the flow tables that the filter matches.
     fn end_flows(&mut self, filter: &FlowFilter) -> Result<usize, DataplaneError> {
-        if filter.is_empty() {
-            return Ok(0);
-        }
-        Ok(end(&mut self.maps.flows_v4, filter)?
-            + end(&mut self.maps.embryos_v4, filter)?
-            + end(&mut self.maps.flows_v6, filter)?
-            + end(&mut self.maps.embryos_v6, filter)?)
+        flows::end(&mut self.maps, filter)
     }
 
-    /// Removes flows that were idle longer than their state allows.
+    /// Removes flows that were idle longer than their state allows, and counts the others.
     ///
     /// # Errors
     /// When a map cannot be walked; what was removed until then stays removed.
     pub fn collect(&mut self) -> Result<Collected, DataplaneError> {
         let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
-        let mut total = Collected::default();
-        let maps = &mut self.maps;
-        for done in [
-            collect(&mut maps.flows_v4, &mut maps.embryos_v4, now)?,
-            collect(&mut maps.embryos_v4, &mut maps.flows_v4, now)?,
-            collect(&mut maps.flows_v6, &mut maps.embryos_v6, now)?,
-            collect(&mut maps.embryos_v6, &mut maps.flows_v6, now)?,
-        ] {
-            total.seen += done.seen;
-            total.removed += done.removed;
-        }
-        Ok(total)
+        flows::collect(&mut self.maps, now)
     }
 }
 
@@ -341,11 +324,12 @@ impl Kernel {
         let programs = load_programs(&mut ebpf)?;
         let mut maps = Maps::open(&maps)?;
         let mut config = maps.config()?;
+        config.seats = seats(&entries);
         if config.seed == 0 {
             config.seed = random_seed();
             config.epoch = 1;
-            maps.set_config(config)?;
         }
+        maps.set_config(config)?;
         Ok(Self {
             pinned: Pinned {
                 root,
@@ -403,6 +387,30 @@ impl Kernel {
     /// When sockets cannot be listed, or one cannot be ended: its packets are dropped until it can.
     pub(crate) fn end_host_sockets(&mut self, tables: &Tables) -> Result<usize, DataplaneError> {
         host_sockets::end_stale(&mut self.pinned.maps.sockets, tables)
+    }
+
+    /// How many source ports are in use towards the destinations that `events` tell of.
+    ///
+    /// # Errors
+    /// When a map cannot be walked.
+    pub fn ports_in_use(
+        &self,
+        events: &[NatPressure],
+    ) -> Result<BTreeMap<Destination, u32>, DataplaneError> {
+        flows::ports_in_use(&self.pinned.maps, events)
+    }
+
+    /// Where its maps are pinned.
+    pub fn maps_directory(&self) -> PathBuf {
+        self.pinned.root.join("maps")
+    }
+
+    /// Where the source port range lies now.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn config(&self) -> Result<abi::Config, DataplaneError> {
+        self.pinned.maps.config()
     }
 
     /// Interfaces that got their clsact qdisc from netd.
@@ -567,6 +575,28 @@ impl Dataplane for Kernel {
     }
 }
 
+/// Flows in the making have their entries before their seat.
+const IN_THE_MAKING: u32 = 32;
+
+/// How many seats the programs may use of each ring.
+fn seats(entries: &[(&'static str, u32)]) -> [u32; flow_table::COUNT] {
+    let of = |name| {
+        let found = entries.iter().find(|(other, _)| *other == name);
+        found.map_or(0, |(_, entries)| *entries)
+    };
+    let table = |table, ring| of(ring).min(of(table) / 2);
+    let mut seats = [0; flow_table::COUNT];
+    seats[flow_table::FLOWS_V4] = table(map::FLOWS_V4, map::FLOW_RING_V4);
+    seats[flow_table::FLOWS_V6] = table(map::FLOWS_V6, map::FLOW_RING_V6);
+    for (number, name, ring) in [
+        (flow_table::EMBRYOS_V4, map::EMBRYOS_V4, map::EMBRYO_RING_V4),
+        (flow_table::EMBRYOS_V6, map::EMBRYOS_V6, map::EMBRYO_RING_V6),
+    ] {
+        seats[number] = table(name, ring).saturating_sub(IN_THE_MAKING);
+    }
+    seats
+}
+
 /// Loads every program into the kernel, which verifies it, and lets go of it again: nothing is
 /// pinned or attached.
 ///
@@ -694,55 +724,4 @@ fn random_seed() -> u32 {
         host::monotonic_nanoseconds() as u32
     };
     seed.max(1)
-}
-
-fn end<A: Copy + Ord>(
-    table: &mut FlowTable<A>,
-    filter: &FlowFilter,
-) -> Result<usize, DataplaneError>
-where
-    Tuple<A>: Wire,
-    Flow<A>: Wire,
-    IpAddr: From<A>,
-{
-    let mut ended = Vec::new();
-    table.walk(|tuple, flow| {
-        if filter.matches(&tuple, &flow) {
-            ended.push(tuple);
-        }
-    })?;
-    Ok(ended.iter().filter(|tuple| table.remove(tuple)).count())
-}
-
-/// Removes what has expired from `table`. The other half of a flow is looked for in `other` as
-/// well: the halves are moved there one after the other when the flow is confirmed.
-fn collect<A: Copy>(
-    table: &mut FlowTable<A>,
-    other: &mut FlowTable<A>,
-    now: u32,
-) -> Result<Collected, DataplaneError>
-where
-    Tuple<A>: Wire,
-    Flow<A>: Wire,
-{
-    let mut collected = Collected::default();
-    let mut idle = Vec::new();
-    table.walk(|tuple, flow| {
-        collected.seen += 1;
-        if is_expired(now, &flow, None) {
-            idle.push((tuple, flow));
-        }
-    })?;
-    for (tuple, flow) in idle {
-        let reverse = partner(&tuple, &flow);
-        let half = table.get(&reverse).or_else(|| other.get(&reverse));
-        if is_expired(now, &flow, half.as_ref()) {
-            // The reverse half first: it is what reserves the source port, and a flow without it
-            // is made whole by its next packet.
-            let reverse_removed = half.is_some_and(|half| half.generation == flow.generation)
-                && (table.remove(&reverse) || other.remove(&reverse));
-            collected.removed += usize::from(reverse_removed) + usize::from(table.remove(&tuple));
-        }
-    }
-    Ok(collected)
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use netd_common::abi::{
-    self, Backend, Endpoint, EndpointAddress, Flow, LocalAddress, Network, NetworkInterface,
-    PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
+    self, Backend, Endpoint, EndpointAddress, Flow, Holding, LocalAddress, Network,
+    NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
 };
 use netd_common::wire::Wire;
 
@@ -169,6 +169,7 @@ macro_rules! define {
             pub(super) embryos_v4: FlowTable<V4Addr>,
             pub(super) embryos_v6: FlowTable<V6Addr>,
             pub(super) sockets: SocketTable,
+            holdings: HashTable<u32, Holding>,
         }
 
         impl Maps {
@@ -184,6 +185,9 @@ macro_rules! define {
                     embryos_v4: FlowTable::open(directory, map::EMBRYOS_V4)?,
                     embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
                     sockets: SocketTable::open(directory)?,
+                    holdings: pinned(directory, map::HOLDINGS, |map| {
+                        <HashTable<u32, Holding> as TypedMap<_, _>>::from_map(map)
+                    })?,
                 })
             }
 
@@ -239,6 +243,33 @@ impl Maps {
         config
             .map(|config| config.0)
             .map_err(|error| unreadable(map::CONFIG, error))
+    }
+
+    /// Sets how many flows each container has; who is not named and has no interface any more is
+    /// forgotten.
+    pub(super) fn set_holdings(
+        &mut self,
+        held: &BTreeMap<u32, Holding>,
+    ) -> Result<(), DataplaneError> {
+        let counted = self.holdings.rows();
+        for (owner, was) in counted.map_err(|error| unreadable(map::HOLDINGS, error))? {
+            let now = held.get(&owner).copied().unwrap_or_default();
+            if now != was {
+                self.hold(owner, &now)?;
+            } else if was == Holding::default() && nix::net::if_::if_indextoname(owner).is_err() {
+                let _ = self.holdings.remove(&owner);
+            }
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, owner: u32, held: &Holding) -> Result<(), DataplaneError> {
+        let put = self.holdings.put(&owner, held);
+        put.map_err(|error| DataplaneError::Map {
+            map: map::HOLDINGS,
+            row: format!("interface {owner}"),
+            source: cause(error),
+        })
     }
 
     /// Writes the configuration element.

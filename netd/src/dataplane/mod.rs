@@ -20,6 +20,7 @@ mod cgroup;
 pub mod clsact;
 #[cfg(test)]
 pub(crate) mod fake;
+mod flows;
 mod host_sockets;
 mod kernel;
 mod maps;

@@ -26,7 +26,6 @@ const TRIES: u64 = 10;
 /// Walking the tables takes time too: more flows than this must be asked for.
 const MOST_FLOWS: u32 = 1 << 18;
 const FEWEST_FLOWS: u32 = 1 << 11;
-/// An LRU map hands out entries to CPUs in chunks, and evicts early when it has only few.
 const FEWEST_EMBRYOS: u32 = 1 << 10;
 
 /// Sizes for a host with `ram` bytes of memory: everything preallocated fits into 2 % of it, less
@@ -74,7 +73,14 @@ impl Sizes {
             map::FLOWS_V6 => self.flows_v6 * 2,
             map::EMBRYOS_V4 => embryos(self.flows_v4),
             map::EMBRYOS_V6 => embryos(self.flows_v6),
-            map::ENDPOINTS | map::ADDRS_V4 | map::ADDRS_V6 => self.endpoints,
+            // A seat per flow.
+            map::FLOW_RING_V4 => self.flows_v4,
+            map::FLOW_RING_V6 => self.flows_v6,
+            map::EMBRYO_RING_V4 => embryos(self.flows_v4) / 2,
+            map::EMBRYO_RING_V6 => embryos(self.flows_v6) / 2,
+            map::HANDS | map::TABLE_EVENTS => flow_table::COUNT as u32,
+            map::NAT_EVENTS => 4096,
+            map::ENDPOINTS | map::ADDRS_V4 | map::ADDRS_V6 | map::HOLDINGS => self.endpoints,
             map::DROPS => self.drops,
             map::CONFIG => 1,
             map::NETWORKS | map::TRUSTED => 1024,
@@ -99,6 +105,17 @@ impl Sizes {
             + hash(map::EMBRYOS_V4, flow4.0, flow4.1)
             + hash(map::FLOWS_V6, flow6.0, flow6.1)
             + hash(map::EMBRYOS_V6, flow6.0, flow6.1)
+            + array_bytes(self.entries(map::FLOW_RING_V4), size_of::<Seat<V4Addr>>())
+            + array_bytes(self.entries(map::EMBRYO_RING_V4), size_of::<Seat<V4Addr>>())
+            + array_bytes(self.entries(map::FLOW_RING_V6), size_of::<Seat<V6Addr>>())
+            + array_bytes(self.entries(map::EMBRYO_RING_V6), size_of::<Seat<V6Addr>>())
+            + array_bytes(self.entries(map::HANDS), size_of::<Hand>())
+            + array_bytes(
+                flow_table::COUNT as u32 * self.cpus,
+                size_of::<TableEvents>(),
+            )
+            + u64::from(self.entries(map::NAT_EVENTS))
+            + hash(map::HOLDINGS, 4, size_of::<Holding>())
             + hash(map::ENDPOINTS, 4, size_of::<Endpoint>())
             + hash(map::ADDRS_V4, 4, size_of::<EndpointAddress>())
             + hash(map::ADDRS_V6, 16, size_of::<EndpointAddress>())

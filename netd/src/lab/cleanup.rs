@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -18,28 +18,67 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::error::{LabError, Result};
 use super::namespace::NETNS_DIR;
+use crate::host::BPFFS_PATH;
+use crate::run_state;
 
+/// Of namespaces.
 const PREFIX: &str = "nd-";
+/// Of the directories of a [`super::Daemon`]; its run files have it somewhere in their names.
+pub(super) const DAEMON_PREFIX: &str = "netd-lab-";
 
-/// Removes namespaces under /run/netns whose creating process is dead, and returns their names. Called by the first
-/// namespace that a process creates. A process in another PID namespace counts as dead here: labs of two containers
-/// that share /run/netns must not run side by side.
-pub fn sweep_stale() -> Vec<String> {
-    let Ok(entries) = fs::read_dir(NETNS_DIR) else {
-        return Vec::new();
-    };
+/// Removes what labs of dead processes left: namespaces under /run/netns, and the pins, run files and directories of
+/// daemons. Returns the paths. Called by the first namespace that a process creates. A process in another PID namespace
+/// counts as dead here: labs of two containers that share /run/netns must not run side by side.
+pub fn sweep_stale() -> Vec<PathBuf> {
     let mut removed = Vec::new();
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((pid, started)) = creator(&name) else {
-            continue;
-        };
-        if start_time(pid) != Some(started) {
+    for name in names_in(Path::new(NETNS_DIR)) {
+        if creator(&name).is_some_and(is_dead) {
             unbind(&name);
-            removed.push(name);
+            removed.push(Path::new(NETNS_DIR).join(name));
+        }
+    }
+    // Programs that are attached by filters and not by links go with their namespace, above.
+    let daemons = [
+        Path::new(BPFFS_PATH),
+        &std::env::temp_dir(),
+        Path::new(run_state::DIRECTORY),
+    ];
+    for directory in daemons {
+        for name in names_in(directory) {
+            let Some((_, unique)) = name.split_once(DAEMON_PREFIX) else {
+                continue;
+            };
+            if !parse_unique(unique).is_some_and(is_dead) {
+                continue;
+            }
+            let path = directory.join(&name);
+            let gone = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            match gone {
+                Ok(()) => removed.push(path),
+                // Another process may sweep at the same time.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove what a lab left");
+                }
+            }
         }
     }
     removed
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn is_dead((pid, started): (u32, u64)) -> bool {
+    start_time(pid) != Some(started)
 }
 
 /// Runs `hook` before the namespaces are removed when the process is interrupted by SIGINT or SIGTERM; not at a
@@ -100,6 +139,11 @@ pub(super) fn prepare() -> Result<()> {
 }
 
 pub(super) fn unique_name(role: &str) -> Result<String> {
+    Ok(format!("{PREFIX}{}-{role}", unique()?))
+}
+
+/// `<pid>-<start time>-<eight random digits>`, by which [`sweep_stale`] knows what a dead process left.
+pub(super) fn unique() -> Result<String> {
     let pid = std::process::id();
     let started = start_time(pid)
         .ok_or_else(|| LabError::Invalid("read /proc/self/stat: mount /proc".to_owned()))?;
@@ -108,7 +152,7 @@ pub(super) fn unique_name(role: &str) -> Result<String> {
         .and_then(|mut file| file.read_exact(&mut random))
         .map_err(|e| LabError::io("read /dev/urandom", e))?;
     Ok(format!(
-        "{PREFIX}{pid}-{started}-{:08x}-{role}",
+        "{pid}-{started}-{:08x}",
         u32::from_ne_bytes(random)
     ))
 }
@@ -210,11 +254,16 @@ fn remove_everything() {
 
 /// Pid and start time in a name that [`unique_name`] made.
 pub(super) fn creator(name: &str) -> Option<(u32, u64)> {
-    let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '-');
+    let unique = name.strip_prefix(PREFIX)?;
+    (unique.split('-').count() >= 4).then(|| parse_unique(unique))?
+}
+
+/// Pid and start time of what begins as [`unique`] made it.
+fn parse_unique(text: &str) -> Option<(u32, u64)> {
+    let mut parts = text.splitn(4, '-');
     let pid = parts.next()?.parse().ok()?;
     let started = parts.next()?.parse().ok()?;
-    let random = parts.next()?;
-    (random.len() == 8 && parts.next().is_some()).then_some((pid, started))
+    (parts.next()?.len() == 8).then_some((pid, started))
 }
 
 /// When the process started, in clock ticks after boot: field 22 of /proc/PID/stat (proc_pid_stat(5)).

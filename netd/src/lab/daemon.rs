@@ -1,17 +1,17 @@
 //! `netd run` inside a lab's host, as a process of its own with its own pin directory.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::cleanup::{self, InterruptHook};
+use super::cleanup::{self, DAEMON_PREFIX, InterruptHook};
 use super::error::{LabError, Result};
 use super::namespace::Namespace;
 use super::process::Process;
+use crate::host::BPFFS_PATH;
 use crate::run_state::{RunFiles, RunState};
 
 /// Long enough for an emulated machine that does other things as well.
@@ -51,15 +51,15 @@ pub struct Answered {
 
 impl Daemon {
     /// Prepares a daemon of the binary `program` for the namespace `host`, with this configuration; nothing is started
-    /// and nothing is loaded. Its pin directory is `/sys/fs/bpf/netd-lab-<pid>-<random>`, or what the file says is
+    /// and nothing is loaded. Its pin directory is `/sys/fs/bpf/netd-lab-<pid>-<start time>-<random>`, or what the file says is
     /// overruled by it.
     pub fn prepare(program: &Path, host: &Namespace, config: &str) -> Result<Self> {
-        let unique = unique()?;
+        let name = format!("{DAEMON_PREFIX}{}", cleanup::unique()?);
         let seat = Seat {
             program: program.to_owned(),
             host: host.clone(),
-            directory: std::env::temp_dir().join(format!("netd-lab-{unique}")),
-            pin_dir: PathBuf::from(format!("/sys/fs/bpf/netd-lab-{unique}")),
+            directory: std::env::temp_dir().join(&name),
+            pin_dir: Path::new(BPFFS_PATH).join(&name),
         };
         fs::create_dir(&seat.directory)
             .map_err(|e| LabError::io(format!("create {}", seat.directory.display()), e))?;
@@ -89,8 +89,33 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Starts `netd run` with more arguments, and waits until nothing is left to do.
+    /// Takes another binary for all that is started from now on.
+    pub fn set_program(&mut self, program: &Path) {
+        self.seat.program = program.to_owned();
+    }
+
+    /// [`Daemon::launch`], and waits until nothing is left to do.
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
+        self.launch(arguments)?;
+        self.settle()
+    }
+
+    /// Starts `netd run` with more arguments, and waits until it was in agreement once. With `--takeover` the daemon
+    /// that ran before leaves meanwhile; it has to leave with exit code 0.
+    pub fn launch(&mut self, arguments: &[&str]) -> Result<()> {
+        let before = self.process.take();
+        self.spawn(arguments)?;
+        let Some(mut before) = before else {
+            return Ok(());
+        };
+        match before.wait_timeout(GRACE)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(self.failed(format!("was left with {status}"))),
+            None => Err(self.failed("does not leave for another".to_owned())),
+        }
+    }
+
+    fn spawn(&mut self, arguments: &[&str]) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -123,7 +148,7 @@ impl Daemon {
                 return Err(self.failed("is not ready".to_owned()));
             }
         }
-        self.settle()
+        Ok(())
     }
 
     /// Waits until `netd plan` finds nothing to do: what the host is and what the file says are in force.
@@ -278,17 +303,4 @@ impl Seat {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-/// Pid and eight random digits.
-fn unique() -> Result<String> {
-    let mut random = [0; 4];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut random))
-        .map_err(|e| LabError::io("read /dev/urandom", e))?;
-    Ok(format!(
-        "{}-{:08x}",
-        std::process::id(),
-        u32::from_ne_bytes(random)
-    ))
 }

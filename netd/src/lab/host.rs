@@ -12,10 +12,11 @@
 //! TCP 9000 and UDP 9000.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use super::capture::LeakGuard;
 use super::device::{Mac, VethEnd, add_veth};
-use super::error::Result;
+use super::error::{LabError, Result};
 use super::firewall::{IptablesBackend, RuleSet};
 use super::namespace::Namespace;
 use super::outcome::Outcome;
@@ -261,6 +262,41 @@ impl StandardHost {
             .iter()
             .find(|container| container.name == name)
             .unwrap_or_else(|| panic!("the standard host has no container {name:?}"))
+    }
+
+    /// Adds a container with the address `.last` of a network, as those of [`CONTAINERS`] are made.
+    pub fn add_container(
+        &mut self,
+        name: &'static str,
+        network: &str,
+        last: u8,
+    ) -> Result<&Container> {
+        let network = Self::network(network);
+        let offload = self.options.tx_offload;
+        let container = add_container(&self.host, name, &network, last, offload)?;
+        self.containers.push(container);
+        Ok(self.container(name))
+    }
+
+    /// Removes a container: its servers end, its namespace goes, and its interfaces have gone when this returns.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn remove_container(&mut self, name: &str) -> Result<()> {
+        let at = self.containers.iter().position(|c| c.name == name);
+        let at = at.unwrap_or_else(|| panic!("the standard host has no container {name:?}"));
+        let device = self.containers.remove(at).host_device;
+        // The kernel takes a namespace down in its own time.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.host.ifindex(&device).is_ok() {
+            if Instant::now() >= deadline {
+                return Err(LabError::Invalid(format!(
+                    "{device} is still there after {name} was removed: something holds its namespace"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// The namespace of a container, or of `host`, `client` (also `ext`) and `extra`.

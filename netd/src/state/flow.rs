@@ -4,7 +4,10 @@ use std::{borrow::Cow, collections::HashMap, net::IpAddr};
 
 use jiff::Timestamp;
 use netd_common::{
-    abi::{Flow, Tuple, V4Addr, V6Addr, flow_flag, flow_kind, map},
+    abi::{
+        Flow, TableEvents, Tuple, V4Addr, V6Addr, flow_flag, flow_kind, flow_table, map,
+        table_event,
+    },
     conntrack,
     wire::{Address, Family, V4, V6, Wire, proto},
 };
@@ -110,6 +113,45 @@ pub struct Usage {
     pub embryos: u32,
     /// How many there can be before the oldest makes room.
     pub embryo_limit: u32,
+    /// What happened for want of room since the tables were made.
+    pub events: RoomEvents,
+}
+
+/// Flows that made room or found none; see [`netd_common::room`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RoomEvents {
+    /// Flows beyond their lifetime that made room.
+    pub expired: u64,
+    /// Embryos that made room.
+    pub evicted_embryo: u64,
+    /// Closing connections that made room.
+    pub evicted_closing: u64,
+    /// Idle flows without a connection that made room.
+    pub evicted_idle: u64,
+    /// Tries of a confirmed flow to leave the embryos that found no room.
+    pub overflowed: u64,
+    /// New flows refused, the table being full.
+    pub refused_full: u64,
+    /// New flows refused, their container having its share.
+    pub refused_share: u64,
+    /// Source ports taken over from closed connections.
+    pub port_reused: u64,
+}
+
+impl RoomEvents {
+    fn of(tables: [&TableEvents; 2]) -> Self {
+        let sum = |event: usize| tables.iter().map(|t| t.count[event]).sum();
+        Self {
+            expired: sum(table_event::EXPIRED),
+            evicted_embryo: sum(table_event::EVICTED_EMBRYO),
+            evicted_closing: sum(table_event::EVICTED_CLOSING),
+            evicted_idle: sum(table_event::EVICTED_IDLE),
+            overflowed: sum(table_event::OVERFLOWED),
+            refused_full: sum(table_event::REFUSED_FULL),
+            refused_share: sum(table_event::REFUSED_SHARE),
+            port_reused: sum(table_event::PORT_REUSED),
+        }
+    }
 }
 
 impl FlowView {
@@ -138,13 +180,24 @@ pub fn flows(state: &State, topology: &Topology) -> Result<Vec<FlowView>, StateE
 /// # Errors
 /// What the kernel says.
 pub fn usage(state: &State) -> Result<[Usage; 2], StateError> {
+    let events = state.table_events()?;
+    let of = |a: usize, b: usize| RoomEvents::of([&events[a], &events[b]]);
+    let (v4, v6) = (
+        of(flow_table::FLOWS_V4, flow_table::EMBRYOS_V4),
+        of(flow_table::FLOWS_V6, flow_table::EMBRYOS_V6),
+    );
     Ok([
-        usage_of::<V4Addr>(state, map::FLOWS_V4, map::EMBRYOS_V4)?,
-        usage_of::<V6Addr>(state, map::FLOWS_V6, map::EMBRYOS_V6)?,
+        usage_of::<V4Addr>(state, map::FLOWS_V4, map::EMBRYOS_V4, v4)?,
+        usage_of::<V6Addr>(state, map::FLOWS_V6, map::EMBRYOS_V6, v6)?,
     ])
 }
 
-fn usage_of<A: Address>(state: &State, flows: &str, embryos: &str) -> Result<Usage, StateError>
+fn usage_of<A: Address>(
+    state: &State,
+    flows: &str,
+    embryos: &str,
+    events: RoomEvents,
+) -> Result<Usage, StateError>
 where
     Tuple<A>: Wire,
     Flow<A>: Wire,
@@ -162,6 +215,7 @@ where
         limit,
         embryos,
         embryo_limit,
+        events,
     })
 }
 

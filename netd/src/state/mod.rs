@@ -25,7 +25,7 @@ pub mod flow;
 pub mod network;
 pub mod publish;
 pub mod shape;
-mod sys;
+pub(crate) mod sys;
 
 use std::{
     borrow::Cow,
@@ -37,7 +37,7 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use netd_common::{
-    abi::{self, Config, Verdicts, hook, map},
+    abi::{self, Config, TableEvents, Verdicts, flow_table, hook, map},
     wire::Address,
 };
 use nix::net::if_::if_nameindex;
@@ -222,6 +222,26 @@ impl State {
             }
         });
         self.read(map::VERDICTS, walked)?;
+        Ok(sums)
+    }
+
+    /// What happened in the flow tables for want of room, by [`flow_table`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn table_events(&self) -> Result<[TableEvents; flow_table::COUNT], StateError> {
+        let mut sums = [TableEvents::default(); flow_table::COUNT];
+        let map = self.map(map::TABLE_EVENTS)?;
+        let walked = batch::for_each_per_cpu(&map, |table: u32, values: &[TableEvents]| {
+            if let Some(sum) = sums.get_mut(table as usize) {
+                for value in values {
+                    for (sum, count) in sum.count.iter_mut().zip(value.count) {
+                        *sum += count;
+                    }
+                }
+            }
+        });
+        self.read(map::TABLE_EVENTS, walked)?;
         Ok(sums)
     }
 

@@ -2,9 +2,9 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, LocalAddress, Network,
-    NetworkInterface, PortPrefix, SocketKey, SocketPeer, Subnet, Tuple, Uplink, V4Addr, V6Addr,
-    Verdicts, map,
+    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
+    LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey, SocketPeer, Subnet,
+    TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -84,8 +84,19 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::PORTS, Shape::of::<u32, u64>(Array)),
         (map::FLOWS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(Hash)),
         (map::FLOWS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(Hash)),
-        (map::EMBRYOS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(LruHash)),
-        (map::EMBRYOS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(LruHash)),
+        (map::EMBRYOS_V4, Shape::of::<Tuple<A4>, Flow<A4>>(Hash)),
+        (map::EMBRYOS_V6, Shape::of::<Tuple<A6>, Flow<A6>>(Hash)),
+        (map::FLOW_RING_V4, Shape::of::<u32, Seat<A4>>(Array)),
+        (map::FLOW_RING_V6, Shape::of::<u32, Seat<A6>>(Array)),
+        (map::EMBRYO_RING_V4, Shape::of::<u32, Seat<A4>>(Array)),
+        (map::EMBRYO_RING_V6, Shape::of::<u32, Seat<A6>>(Array)),
+        (map::HANDS, Shape::of::<u32, Hand>(Array)),
+        (map::HOLDINGS, Shape::of::<u32, Holding>(Hash)),
+        (
+            map::TABLE_EVENTS,
+            Shape::of::<u32, TableEvents>(PerCpuArray),
+        ),
+        (map::NAT_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),

@@ -82,7 +82,7 @@ pub(super) fn tcx_link_target(pin: &Path) -> io::Result<u32> {
 }
 
 /// The value that these bytes are; panics where their number is not its size.
-pub(super) fn read<T: Wire>(bytes: &[u8]) -> T {
+pub(crate) fn read<T: Wire>(bytes: &[u8]) -> T {
     assert_eq!(bytes.len(), size_of::<T>());
     // SAFETY: the length is the type's, and any bytes are a valid `Wire` value.
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }

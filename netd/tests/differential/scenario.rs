@@ -9,7 +9,7 @@ use netd_common::abi::{
 use netd_common::model::{EndpointSpec, Model, ModelFamily, NetworkSpec, PublishSpec};
 use netd_common::wire::{V4, V4Addr, V6, V6Addr, proto};
 
-use super::programs::{FLOWS, Rows, raw};
+use super::programs::{EMBRYOS, FLOWS, Rows, raw};
 use super::random::Random;
 use super::test_host::{BRIDGES, Device, LISTENERS, TestHost, VETHS};
 
@@ -156,8 +156,6 @@ impl Scenario {
         let mut model = Model::default();
         model.v4.route = Box::new(host.route_v4());
         model.v6.route = Box::new(host.route_v6());
-        model.v4.flows.set_capacity(FLOWS as usize);
-        model.v6.flows.set_capacity(FLOWS as usize);
         configure(random, &mut model);
         host_addresses(random, &mut model, host);
         let mut containers = Vec::new();
@@ -349,6 +347,16 @@ fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = &'a (u32,
 }
 
 fn configure(random: &mut Random, model: &mut Model) {
+    // Small tables are full soon.
+    let seats = *random.pick(&[2, 8, 24, 64]);
+    for confirmed in [false, true] {
+        model.set_seats::<V4>(confirmed, seats);
+        model.set_seats::<V6>(confirmed, seats);
+    }
+    model.v4.flows.set_capacity(FLOWS as usize);
+    model.v6.flows.set_capacity(FLOWS as usize);
+    model.v4.embryos.set_capacity(EMBRYOS as usize);
+    model.v6.embryos.set_capacity(EMBRYOS as usize);
     let config = &mut model.config;
     config.seed = random.next() as u32;
     config.flags |= if random.chance(25) {

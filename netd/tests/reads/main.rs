@@ -459,8 +459,10 @@ fn status_tells_a_running_daemon_from_a_stopped_one() {
         fallbacks: Fallbacks {
             attach: AttachMode::Tcx,
             source_address: SourceAddress::FibLookup,
+            host_access: true,
         },
         alarm: None,
+        scarce_ports: Vec::new(),
         warnings: vec![],
         networks: serde_json::from_value(json!({ "web": 1 })).unwrap(),
         sysctls: Default::default(),
@@ -491,9 +493,13 @@ fn status_tells_a_running_daemon_from_a_stopped_one() {
         (&plane["endpoints"], &plane["publishes"]),
         (&json!(1), &json!(2))
     );
+    let nothing = json!({
+        "expired": 0, "evicted_embryo": 0, "evicted_closing": 0, "evicted_idle": 0,
+        "overflowed": 0, "refused_full": 0, "refused_share": 0, "port_reused": 0,
+    });
     assert_eq!(
         plane["flows_v4"],
-        json!({ "flows": 1, "limit": 512, "embryos": 1, "embryo_limit": 128 })
+        json!({ "flows": 1, "limit": 512, "embryos": 1, "embryo_limit": 128, "events": nothing })
     );
     assert_eq!(plane["drops"], 5);
     let uplink = plane["verdicts"]

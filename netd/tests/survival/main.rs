@@ -1,3 +1,10 @@
-//! What survives what: one module per acceptance.
+//! What survives what: traffic through restarts, crashes and upgrades of the daemon, a data plane without one, and
+//! floods of packets and flows. One module per acceptance, one process per test, one test at a time
+//! (`cargo xtask test --only survival`): each wants the machine for itself.
 
+mod daemon_dead;
 mod host_access;
+mod load;
+mod programs;
+mod restart;
+mod world;

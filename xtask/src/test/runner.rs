@@ -1,10 +1,12 @@
-//! The suite `tests`: every unit, integration and documentation test, one row each.
+//! The suites `tests` (every unit, integration and documentation test) and `survival`, one row per test.
 //!
 //! Each test runs in a process of its own, as under nextest: namespace tests change the process
 //! they run in, and a test that hangs is killed alone. Unlike nextest and libtest this keeps what
 //! a passing test says about being skipped: a line `skipped: why`.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -15,38 +17,101 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use crate::cargo::cargo;
-use crate::process;
 use crate::suite::Row;
+use crate::{process, target_dir};
 
 /// For one test; the longest (differential, namespaces) take a minute here.
 const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 
+/// The target of the suite [`survival`], which is not run by [`tests`] as well.
+const SURVIVAL: &str = "netd::survival";
+
 /// Builds and runs them; a build that fails is a row, not an error.
 pub(super) fn tests(name: &str) -> anyhow::Result<Vec<Row>> {
+    let built = build(name, &["test", "--no-run"])?;
+    if !built.success() {
+        return Ok(vec![Row::new(name, "builds", built.describe(), false)]);
+    }
+    let queue = queue_of(&built, |binary| binary.id != SURVIVAL)?;
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let mut rows = run_all(queue, workers);
+    rows.push(doc_tests(&format!("{name} doc"))?);
+    Ok(rows)
+}
+
+/// What happens to traffic while the daemon is killed, replaced or gone (`netd/tests/survival`), one test at a time:
+/// each needs the whole machine. The tests find a second build of netd in `NETD_SECOND_BUILD`: the same source and the
+/// same ABI with other programs.
+pub(super) fn survival(name: &str) -> anyhow::Result<Vec<Row>> {
+    // In this order: what cargo leaves as target/debug/netd is what the tests call netd.
+    let second = build(
+        &format!("{name} second"),
+        &["build", "--bin", "netd", "--features", "netd/bpf-log"],
+    )?;
+    if !second.success() {
+        return Ok(vec![Row::new(name, "builds", second.describe(), false)]);
+    }
+    let netd = second
+        .stdout
+        .lines()
+        .find_map(executable_of_netd)
+        .with_context(|| format!("cargo built no netd: see {}", second.log.display()))?;
+    let directory = target_dir().join("second");
+    let copy = directory.join("netd");
+    fs::create_dir_all(&directory)
+        // Another inode: the old one may be running.
+        .and_then(|()| fs::copy(&netd, directory.join("netd.new")))
+        .and_then(|_| fs::rename(directory.join("netd.new"), &copy))
+        .with_context(|| format!("cannot copy {} to {}", netd.display(), copy.display()))?;
+    let built = build(name, &["test", "--no-run", "--test", "survival"])?;
+    if !built.success() {
+        return Ok(vec![Row::new(name, "builds", built.describe(), false)]);
+    }
+    let mut queue = queue_of(&built, |binary| binary.id == SURVIVAL)?;
+    for test in &mut queue {
+        test.environment
+            .push(("NETD_SECOND_BUILD", copy.clone().into_os_string()));
+    }
+    Ok(run_all(queue, 1))
+}
+
+/// Runs cargo over the whole workspace, so that every suite shares what the others have built.
+fn build(name: &str, verb: &[&str]) -> anyhow::Result<process::Outcome> {
     let mut build = cargo();
-    build.args(["test", "--workspace", "--exclude", "netd-ebpf", "--no-run"]);
-    build.args(["--message-format", "json-render-diagnostics"]);
+    build
+        .args(verb)
+        .args(["--workspace", "--exclude", "netd-ebpf"])
+        .args(["--message-format", "json-render-diagnostics"]);
     let built = process::run(&format!("{name} build"), &mut build, BUILD_LIMIT)?;
     if !built.success() {
         eprint!("{}", built.stderr());
-        return Ok(vec![Row::new(name, "builds", built.describe(), false)]);
     }
-    let binaries: Vec<_> = built
-        .stdout
-        .lines()
-        .filter_map(Binary::from_message)
-        .collect();
-    if binaries.is_empty() {
-        bail!("cargo built no tests: see {}", built.log.display());
-    }
+    Ok(built)
+}
+
+/// The tests of what cargo built.
+fn queue_of(
+    built: &process::Outcome,
+    wanted: impl Fn(&Binary) -> bool,
+) -> anyhow::Result<VecDeque<Test>> {
     let mut queue = VecDeque::new();
-    for binary in &binaries {
+    let binaries = built.stdout.lines().filter_map(Binary::from_message);
+    for binary in binaries.filter(wanted) {
         queue.extend(binary.list()?);
     }
-    let mut rows = run_all(queue);
-    rows.push(doc_tests(&format!("{name} doc"))?);
-    Ok(rows)
+    if queue.is_empty() {
+        bail!("cargo built no tests: see {}", built.log.display());
+    }
+    Ok(queue)
+}
+
+/// From a line of `cargo build --message-format json`, if it is about netd's program.
+fn executable_of_netd(line: &str) -> Option<PathBuf> {
+    let message: Message = serde_json::from_str(line).ok()?;
+    let target = message.target?;
+    let is_netd = target.name == "netd" && target.kind.iter().any(|kind| kind == "bin");
+    message.executable.filter(|_| is_netd)
 }
 
 fn doc_tests(name: &str) -> anyhow::Result<Row> {
@@ -135,6 +200,7 @@ impl Binary {
                 ignored: ignored.contains(&name),
                 executable: self.executable.clone(),
                 directory: self.directory.clone(),
+                environment: Vec::new(),
                 name,
             })
             .collect())
@@ -163,6 +229,7 @@ struct Test {
     ignored: bool,
     executable: PathBuf,
     directory: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Test {
@@ -176,7 +243,8 @@ impl Test {
             .args(["--exact", &self.name, "--nocapture"])
             .current_dir(&self.directory)
             // What cargo sets for tests, and some read at run time.
-            .env("CARGO_MANIFEST_DIR", &self.directory);
+            .env("CARGO_MANIFEST_DIR", &self.directory)
+            .envs(self.environment.iter().cloned());
         let outcome = match process::run(&self.row, &mut command, TEST_LIMIT) {
             Ok(outcome) => outcome,
             Err(error) => return Row::new(&self.row, EXPECTED, format!("{error:#}"), false),
@@ -208,12 +276,11 @@ fn skip_reason(output: &str) -> Option<String> {
     })
 }
 
-/// Runs all tests, one per processor at a time; the rows come back in the order of the queue.
-fn run_all(tests: VecDeque<Test>) -> Vec<Row> {
+/// Runs all tests, `workers` of them at a time; the rows come back in the order of the queue.
+fn run_all(tests: VecDeque<Test>, workers: usize) -> Vec<Row> {
     let total = tests.len();
     let queue = Mutex::new(tests.into_iter().enumerate());
     let rows = Mutex::new(Vec::with_capacity(total));
-    let workers = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -262,6 +329,14 @@ mod tests {
         assert_eq!(Binary::from_message(&message("bin", "netd", false)), None);
         assert_eq!(Binary::from_message(r#"{"reason":"build-finished"}"#), None);
         assert_eq!(Binary::from_message("not json"), None);
+    }
+
+    #[test]
+    fn the_second_build_is_the_program_and_not_its_library() {
+        let netd = |kind, name| executable_of_netd(&message(kind, name, false));
+        assert_eq!(netd("bin", "netd"), Some("/src/target/debug/deps/x".into()));
+        assert_eq!(netd("lib", "netd"), None);
+        assert_eq!(netd("bin", "xtask"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! namespace as a program would open them, and the server says which container it is.
 
 mod ended;
+mod listeners;
 mod matrix;
 mod sockets;
 
