@@ -536,7 +536,7 @@ daemon        running since 2026-11-21T10:00:00Z, pid 4711
 file          /etc/netd/netd.toml
 mode          replace
 synchronised  2026-11-21T10:00:05Z
-kernel        6.18.0; tcx links, source address by route lookup
+kernel        6.18.0; tcx links, source address by route lookup, host access by cgroup hooks
 pinned        /sys/fs/bpf/netd/v2 (ABI 2)
 source ports  16384-32767
 containers    4

@@ -88,8 +88,9 @@ impl Sizes {
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,
             map::VERDICTS => u32::from(hook::COUNT),
-            // Sockets of the host that talk to containers: as many as containers, four each.
-            map::SOCKETS => self.endpoints * 4,
+            // Sockets of the host that talk to containers.
+            map::SOCKETS if self.endpoints > 4096 => 65536,
+            map::SOCKETS => 4096,
             // The publish and exposed tries, and the ring buffer.
             _ => 65536,
         }
