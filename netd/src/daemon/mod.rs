@@ -607,6 +607,9 @@ impl Daemon<'_> {
                 }
             }
         }
+        if let Err(error) = self.engine.kernel.forget_closed_sockets() {
+            tracing::debug!("cannot forget closed sockets of the host: {error}");
+        }
         if self.pressure.is_any()
             && let Err(error) = self.pressure.look(&mut self.engine)
         {

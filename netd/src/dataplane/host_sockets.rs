@@ -1,4 +1,7 @@
 //! `SOCKETS`: the host's own sockets that were led to containers, and their end.
+//!
+//! The map is LRU: whoever floods it evicts what was idle longest, and a socket without its entry
+//! is one that may send where it likes. So entries of closed sockets do not stay to crowd it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,14 +23,23 @@ pub(super) struct SocketTable {
     /// For walking it: aya's typed map does not show its own.
     data: MapData,
     map: HashMap<MapData, Pod<SocketKey>, Pod<SocketPeer>>,
+    capacity: usize,
 }
+
+/// An entry may be there before its socket can be listed: connect() has not come to that yet.
+const SETTLED: u32 = 60;
 
 impl SocketTable {
     pub(super) fn open(directory: &Path) -> Result<Self, DataplaneError> {
         let name = map::SOCKETS;
         let data = MapData::from_pin(directory.join(name)).map_err(|e| unreadable(name, e))?;
         let map = pinned(directory, name, HashMap::try_from)?;
-        Ok(Self { data, map })
+        let info = data.info().map_err(|e| unreadable(name, e))?;
+        Ok(Self {
+            data,
+            map,
+            capacity: info.max_entries() as usize,
+        })
     }
 
     fn entries(&self) -> Result<Vec<(SocketKey, SocketPeer)>, DataplaneError> {
@@ -77,6 +89,34 @@ pub(super) fn end_stale(
         }
     }
     result
+}
+
+/// Forgets closed sockets, once the map is a quarter full. `now` is CLOCK_MONOTONIC in seconds.
+/// Returns how many entries went.
+pub(super) fn forget_closed(sockets: &mut SocketTable, now: u32) -> Result<usize, DataplaneError> {
+    let entries = sockets.entries()?;
+    if entries.len() < sockets.capacity / 4 {
+        return Ok(0);
+    }
+    let open = host::open_sockets()?;
+    let closed = closed(&entries, now, |cookie| open.contains_key(&cookie));
+    for key in &closed {
+        sockets.remove(key);
+    }
+    Ok(closed.len())
+}
+
+fn closed(
+    entries: &[(SocketKey, SocketPeer)],
+    now: u32,
+    is_open: impl Fn(u64) -> bool,
+) -> Vec<SocketKey> {
+    let is_settled = |peer: &SocketPeer| now.saturating_sub(peer.seen) > SETTLED;
+    entries
+        .iter()
+        .filter(|(key, peer)| is_settled(peer) && !is_open(key.cookie))
+        .map(|(key, _)| *key)
+        .collect()
 }
 
 /// Does what the program asked for still lead to where its socket was led?
@@ -233,5 +273,21 @@ mod tests {
             ..key
         };
         assert!(!is_in_force(&tables(), &v6, &peer), "families do not mix");
+    }
+    #[test]
+    fn closed_sockets_are_forgotten_once_they_must_have_been_seen_open() {
+        let of = |cookie, seen| {
+            let (key, peer) = entry((HOST, 8000), (CONTAINER, 80), 7);
+            (SocketKey { cookie, ..key }, SocketPeer { seen, ..peer })
+        };
+        let entries = [of(1, 100), of(2, 100), of(3, 150), of(4, 300)];
+        let cookies = |now| {
+            let closed = closed(&entries, now, |cookie| cookie == 1);
+            closed.iter().map(|key| key.cookie).collect::<Vec<_>>()
+        };
+        assert_eq!(cookies(160), [0; 0]);
+        assert_eq!(cookies(161), [2]);
+        // The last was seen after the clock was read.
+        assert_eq!(cookies(211), [2, 3]);
     }
 }

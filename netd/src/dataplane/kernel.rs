@@ -389,6 +389,15 @@ impl Kernel {
         host_sockets::end_stale(&mut self.pinned.maps.sockets, tables)
     }
 
+    /// Forgets the host's sockets that are closed, where their map fills up.
+    ///
+    /// # Errors
+    /// When sockets cannot be listed.
+    pub(crate) fn forget_closed_sockets(&mut self) -> Result<usize, DataplaneError> {
+        let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
+        host_sockets::forget_closed(&mut self.pinned.maps.sockets, now)
+    }
+
     /// How many source ports are in use towards the destinations that `events` tell of.
     ///
     /// # Errors

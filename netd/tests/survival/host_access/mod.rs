@@ -1,6 +1,7 @@
 //! Acceptance 6: the host's own programs and published ports. Sockets are opened inside the host's
 //! namespace as a program would open them, and the server says which container it is.
 
+mod attached;
 mod ended;
 mod listeners;
 mod matrix;
