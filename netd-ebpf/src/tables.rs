@@ -152,7 +152,7 @@ fn words<T: Address>(addr: &T) -> [u32; 4] {
 
 /// The inverse of [`words`], padded.
 #[inline(always)]
-pub fn bytes(w: &[u32; 4]) -> [u8; 16] {
+fn bytes(w: &[u32; 4]) -> [u8; 16] {
     let (a, b, c, d) = (
         w[0].to_ne_bytes(),
         w[1].to_ne_bytes(),

@@ -144,7 +144,11 @@ fn the_engines_own_proxy_loses_its_port() {
 }
 
 /// A process of the host that holds a port, under a name.
-struct Held(netd::lab::Process, PathBuf, BufReader<ChildStdout>);
+struct Held(
+    netd::lab::Process,
+    PathBuf,
+    #[expect(dead_code, reason = "kept open: it writes there at its end")] BufReader<ChildStdout>,
+);
 
 const HOLD: &str = "NETD_TEST_HOLD";
 
