@@ -11,7 +11,7 @@
 //! | expired flows | both tables | idle beyond the lifetime of their state |
 //! | embryos, the longest idle of those looked at | embryos | a new embryo finds no free seat |
 //! | closing connections | flows | closed by both sides, or half closed and silent for [`QUIET_CLOSING`] |
-//! | flows without a connection | flows | silent for [`QUIET_DATAGRAMS`] |
+//! | flows without a connection, the longest idle first | flows | no stream, or silent for [`QUIET_STREAM`] |
 //! | nobody: the flow stays among the embryos | flows | only live flows were seen |
 //! | nobody: the flow is refused | embryos | only confirmed flows were seen |
 //!
@@ -34,10 +34,12 @@ pub const FLOW_PROBES: u32 = 16;
 pub const SHARE: u32 = 4;
 /// Seconds of silence after which a half-closed connection may make room.
 pub const QUIET_CLOSING: u32 = 10;
-/// Seconds of silence after which a flow without a connection may make room, the longest silent of
-/// those looked at first. A question that was answered is silent from then on; what has packets
-/// every second is alive.
-pub const QUIET_DATAGRAMS: u32 = 1;
+/// Seconds after which a flow without a connection counts as a stream, if it still has packets then
+/// (the kernel's ASSURED: net/netfilter/nf_conntrack_proto_udp.c). A question and its answer make
+/// room whenever there is need, a stream only after silence.
+pub const STREAM: u32 = 2;
+/// Seconds of silence after which a stream may make room (nf_conntrack_udp_timeout).
+pub const QUIET_STREAM: u32 = 30;
 /// Seats that are looked at for a flow of a container that has its share. One in four is its own.
 pub const OWN_PROBES: u32 = 64;
 
@@ -263,12 +265,18 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
         State::TimeWait | State::Reset => worth::CLOSING + silence,
         State::Closing if silence >= QUIET_CLOSING => worth::CLOSING + silence,
         State::UdpReplied | State::EchoReplied | State::OtherReplied
-            if silence >= QUIET_DATAGRAMS =>
+            if silence >= QUIET_STREAM || !is_stream(now, silence, &slot) =>
         {
             worth::IDLE + silence
         }
         _ => worth::NOTHING,
     }
+}
+
+/// Has it had packets for longer than a question and its answer take?
+#[inline(always)]
+fn is_stream<A: Copy>(now: u32, silence: u32, slot: &Slot<A>) -> bool {
+    idle(now, slot.created()) >= silence + STREAM
 }
 
 /// Ends the flow in this seat.
@@ -280,19 +288,27 @@ pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: 
     let generation = seat.generation;
     scratch.victim = seat.tuple;
     seat.generation = 0;
-    if let Some(slot) = lookup::<F, T>(tables, confirmed, &scratch.victim)
-        && slot.generation() == generation
-    {
-        set_other_key(&mut scratch.victim_other, scratch.victim.proto, &slot);
-        remove::<F, T>(tables, &scratch.victim_other, generation);
-        remove::<F, T>(tables, &scratch.victim, generation);
+    let Some(slot) = lookup::<F, T>(tables, confirmed, &scratch.victim) else {
+        return;
+    };
+    if slot.generation() != generation {
+        return;
+    }
+    set_other_key(&mut scratch.victim_other, scratch.victim.proto, &slot);
+    // From this table only: an embryo may be on its way to the flows, and half of it be there.
+    if confirmed {
+        remove_flow::<F, T>(tables, &scratch.victim_other, generation);
+        remove_flow::<F, T>(tables, &scratch.victim, generation);
+    } else {
+        remove_embryo::<F, T>(tables, &scratch.victim_other, generation);
+        remove_embryo::<F, T>(tables, &scratch.victim, generation);
     }
 }
 
 /// Seconds that half a flow must be left alone before it counts as left over, and a closed
 /// connection before its port is taken: a flow that is just being made has one half for a moment,
 /// and the last segments of a connection may still be under way.
-const SETTLED: u32 = 2;
+pub const SETTLED: u32 = 2;
 
 /// Ends the flow that owns `scratch.reply_tuple`, if it has expired or is what is left of a flow
 /// that lost its other half; where the need is `pressing` also if both sides have closed it (RFC
@@ -338,21 +354,30 @@ pub fn reclaim<F: Family, T: Tables<F>>(tables: &T, pressing: bool) -> bool {
 /// count. Counted is the half of the original direction, so a flow counts once however it ends.
 #[inline(always)]
 pub fn remove<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
-    if let Some(slot) = tables.flow(key)
-        && slot.generation() == generation
-    {
-        let (owner, flags) = (slot.owner(), slot.flags());
-        if tables.remove_flow(key) && flags & flow_flag::REPLY == 0 {
-            tables.hold(owner, table::<F>(true), -1);
-        }
+    remove_flow::<F, T>(tables, key, generation);
+    remove_embryo::<F, T>(tables, key, generation);
+}
+
+#[inline(always)]
+fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+    let Some(slot) = tables.flow(key) else {
+        return;
+    };
+    let (owner, flags) = (slot.owner(), slot.flags());
+    if slot.generation() == generation && tables.remove_flow(key) && flags & flow_flag::REPLY == 0 {
+        tables.hold(owner, table::<F>(true), -1);
     }
-    if let Some(slot) = tables.embryo(key)
-        && slot.generation() == generation
-    {
-        let (owner, flags) = (slot.owner(), slot.flags());
-        if tables.remove_embryo(key) && is_counted_embryo(flags) {
-            tables.hold(owner, table::<F>(false), -1);
-        }
+}
+
+/// [`remove`], from the embryos only.
+#[inline(always)]
+pub fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+    let Some(slot) = tables.embryo(key) else {
+        return;
+    };
+    let (owner, flags) = (slot.owner(), slot.flags());
+    if slot.generation() == generation && tables.remove_embryo(key) && is_counted_embryo(flags) {
+        tables.hold(owner, table::<F>(false), -1);
     }
 }
 
@@ -375,6 +400,13 @@ fn lookup<F: Family, T: Tables<F>>(
     } else {
         tables.embryo(key)
     }
+}
+
+/// Looks in both tables for a flow that is known to be in one. It may leave the embryos for the
+/// flows between the two looks, and then a third one finds it.
+#[inline(always)]
+pub fn surely<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>> {
+    either::<F, T>(tables, key).or_else(|| tables.flow(key))
 }
 
 /// Looks in both tables.

@@ -8,6 +8,7 @@ mod random;
 mod scenario;
 mod test_host;
 mod traffic;
+mod two_cpus;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -57,6 +58,31 @@ fn native_and_bpf_agree() {
     });
     if let Err(error) = result {
         panic!("seed {seed}: {error:?}");
+    }
+}
+
+#[test]
+fn two_cpus_leave_the_flow_tables_sound() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        println!("skipped: needs two CPUs");
+        return;
+    }
+    let host = TestHost::build().expect("build a host");
+    let namespace = host.namespace.clone();
+    let seed = std::env::var("NETD_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let host = std::sync::Mutex::new(host);
+    let result = namespace.run(|| two_cpus::run(&host.lock().expect("not poisoned"), seed));
+    match result {
+        Ok(flows) => {
+            println!("{flows} flows judged");
+            assert!(flows > 500, "too few flows for a storm: {flows}");
+        }
+        Err(error) => panic!("seed {seed}: {error:?}"),
     }
 }
 
@@ -185,15 +211,8 @@ impl<'a> Differential<'a> {
     }
 
     fn forget<F: LabFamily>(&mut self) -> Result<()> {
-        for name in [F::FLOWS, F::EMBRYOS] {
-            for (key, _) in self
-                .programs
-                .entries::<Tuple<F::Addr>, Flow<F::Addr>>(name)?
-            {
-                self.programs.remove(name, &raw(&key))?;
-            }
-        }
-        Ok(())
+        self.programs.forget::<F>(F::FLOWS)?;
+        self.programs.forget::<F>(F::EMBRYOS)
     }
 
     /// What time and a daemon that dies do to flows: they or their routes grow old, one is left
