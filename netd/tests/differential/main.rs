@@ -13,7 +13,7 @@ mod two_cpus;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use netd::dataplane::Features;
 use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, flow_flag, flow_table, hook, map};
 use netd_common::decide::masquerades;
@@ -308,6 +308,8 @@ impl<'a> Differential<'a> {
                 };
                 (REDIRECT, name)
             }
+            // The test run's socket was never led anywhere.
+            Outcome::Endpoint(_) => bail!("natively bound to an endpoint: {}", said()),
         };
         let counted = *counted;
         *self.seen.entry(name.to_owned()).or_default() += 1;
