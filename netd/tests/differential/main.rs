@@ -38,7 +38,8 @@ const BEYOND_REACH: &[(DropReason, &str)] = &[
     (
         DropReason::Policy,
         "the programs have no policy yet: the seam returns nothing",
-    )(
+    ),
+    (
         DropReason::FlowTableFull,
         "seldom: live connections must fill both tables (netd-common's tests of room see to that)",
     ),
