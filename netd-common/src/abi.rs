@@ -72,6 +72,11 @@ pub mod map {
     pub const TABLE_EVENTS: &str = "TABLE_EVENTS";
     /// Ring buffer of [`super::NatPressure`], sampled.
     pub const NAT_EVENTS: &str = "NAT_EVENTS";
+    /// [`super::Tuple`] → [`super::KernelFlow`]: IPv4 flows that the kernel's own conntrack owned
+    /// when netd came, two entries each.
+    pub const KERNEL_FLOWS_V4: &str = "KERNEL_FLOWS_V4";
+    /// The same for IPv6.
+    pub const KERNEL_FLOWS_V6: &str = "KERNEL_FLOWS_V6";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
@@ -148,6 +153,11 @@ pub mod config_flag {
     pub const DRAIN: u32 = 4;
     /// There may be flows that the kernel's own NAT owned before netd came.
     pub const KERNEL_FLOWS: u32 = 8;
+    /// What says how things stand, not what is wanted: these bits come and go while netd is in
+    /// force, and no reading of the file or the host changes them.
+    pub const PASSING: u32 = DRAIN | KERNEL_FLOWS;
+    /// Any of these: what netd does not know is left to the kernel and its rules.
+    pub const YIELDS: u32 = ACCELERATE | DRAIN;
 }
 
 /// The one element of `CONFIG`.
@@ -676,6 +686,34 @@ impl<A: crate::wire::Address> Flow<A> {
     }
 }
 
+/// [`KernelFlow::flags`].
+pub mod kernel_flow_flag {
+    /// A FIN was seen in this direction.
+    pub const FIN: u32 = 1;
+    /// A RST was seen in this direction, and nothing but RSTs after it.
+    pub const RST: u32 = 2;
+}
+
+/// One direction of a flow that the kernel's own conntrack owned when netd came: its packets are
+/// passed to the kernel until the flow was idle for its lifetime.
+///
+/// The keys are the two tuples of the kernel's entry as packets bear them when they *arrive*:
+/// before the kernel translates them (`IPCT_TUPLE_ORIG` and `IPCT_TUPLE_REPLY`). A packet that the
+/// kernel has translated bears the other tuple, reversed.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelFlow<A> {
+    /// CLOCK_MONOTONIC seconds of the last packet of this direction. It may lie before the machine
+    /// started: differences count, modulo 2³².
+    pub last_seen: u32,
+    /// Seconds without a packet in either direction after which the kernel forgets the flow.
+    pub lifetime: u32,
+    /// [`kernel_flow_flag`] bits.
+    pub flags: u32,
+    /// Key of the other direction's entry.
+    pub other: Tuple<A>,
+}
+
 /// A socket of the host and the container that it was led to. One unconnected UDP socket can have
 /// many.
 #[repr(C)]
@@ -843,6 +881,8 @@ wire! {
     Holding = 32,
     TableEvents = 64,
     NatPressure = 40,
+    KernelFlow<V4Addr> = 28,
+    KernelFlow<V6Addr> = 52,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use self::{
-    flows::FlowTable,
+    flows::{FlowTable, KernelFlowTable},
     host::{EndpointSpec, NetworkSpec, PublishSpec, port_prefixes},
     prefix::LongestPrefix,
 };
@@ -34,7 +34,7 @@ use crate::{
     packet::{L4Checksum, Packet, SlicePacket},
     pipeline::{self, Meta, Verdict, steps},
     room,
-    tables::{InsertError, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
+    tables::{InsertError, KernelSlot, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
     wire::{Family, V4, V6, Wire},
 };
 
@@ -92,6 +92,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `KERNEL_FLOWS_*`.
+    pub kernel_flows: KernelFlowTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
     pub listeners: HashSet<(u8, F::Addr, u16)>,
     /// The route tables.
@@ -139,6 +141,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            kernel_flows: KernelFlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
             policy: Box::new(|_, _| Policy::Return),
@@ -385,6 +388,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn nat_pressure(&self, attempts: u32, exhausted: bool) {
         self.pressure.borrow_mut().push((attempts, exhausted));
     }
+    fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
+        F::tables(self).kernel_flows.slot(key)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -444,6 +450,9 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn try_source_port(&self, attempt: u32) -> u32 {
         steps::try_source_port::<F, _>(self, attempt)
+    }
+    fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
+        steps::kernel_forwards::<F, P, _>(packet, self, translated)
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

@@ -1,6 +1,7 @@
 //! The maps. Sizes here are defaults; the loader sets them from the machine's memory.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
@@ -10,6 +11,8 @@ use crate::tables::FibLookup;
 
 type A4 = V4Addr;
 type A6 = V6Addr;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -67,6 +70,12 @@ pub static HOLDINGS: HashMap<u32, Holding, 16384> = HashMap::new();
 pub static TABLE_EVENTS: PerCpuArray<TableEvents, { flow_table::COUNT }> = PerCpuArray::new();
 #[btf_map]
 pub static NAT_EVENTS: RingBuf<NatPressure, 4096> = RingBuf::new();
+#[btf_map]
+pub static KERNEL_FLOWS_V4: HashMap<Tuple<A4>, KernelFlow<A4>, 524288, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+pub static KERNEL_FLOWS_V6: HashMap<Tuple<A6>, KernelFlow<A6>, 131072, NO_PREALLOC> =
+    HashMap::new();
 #[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use netd_common::abi::{self, Backend, PortPrefix, port_prefix_base};
+use netd_common::abi::{self, Backend, PortPrefix, config_flag, port_prefix_base};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::collect::{FlowFilter, PublishedPorts};
@@ -163,7 +163,7 @@ fn add(steps: &mut Vec<Step>, want: &Tables, have: &Tables, table: Table) {
 
 fn settings_of(config: &abi::Config) -> (u32, u16, u16, u64) {
     (
-        config.flags,
+        config.flags & !config_flag::PASSING,
         config.nat_first,
         config.nat_last,
         config.netns_cookie,

@@ -107,6 +107,18 @@ pub struct RunState {
     pub reserved_ports: Option<PortSpan>,
     /// Interfaces that got a clsact qdisc from netd.
     pub qdiscs: BTreeSet<u32>,
+    /// Flows that the kernel's NAT owned when netd came.
+    #[serde(default)]
+    pub kernel_nat: KernelNat,
+}
+
+/// What was read from the kernel's conntrack when netd came, or when its mode changed last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelNat {
+    /// Flows that were left to the kernel.
+    pub flows: usize,
+    /// Flows that did not fit into the map: netd takes their packets for new flows.
+    pub left_out: usize,
 }
 
 /// How netd does what newer kernels have a better way for.

@@ -22,8 +22,8 @@ use crate::{
     nat::translate,
     packet::Packet,
     parse::Parsed,
-    tables::{Slot, Tables},
-    wire::{Address, Family, proto, tcp_flag},
+    tables::{Slot, Steps, Tables},
+    wire::{Address, Family, V4, V6, proto, tcp_flag},
 };
 
 /// What the hook knows of a packet beside its bytes.
@@ -185,10 +185,27 @@ pub fn any_tuple<F: Family>(parsed: &Parsed<F::Addr>, out: &mut AnyTuple) {
     out.family = F::VERSION;
 }
 
-/// Does netd leave what it does not know to the Engine's own rules?
+/// Does netd leave what it does not know to the kernel's own rules? In accelerate mode, and while
+/// it is drained.
 #[inline(always)]
-fn accelerates(config: &Config) -> bool {
-    config.flags & config_flag::ACCELERATE != 0
+fn yields(config: &Config) -> bool {
+    config.flags & config_flag::YIELDS != 0
+}
+
+/// [`steps::kernel_forwards`] of the packet's family.
+#[inline(always)]
+fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    family: u8,
+    translated: u32,
+) -> bool {
+    let forwards = match family {
+        4 => <T as Steps<V4>>::kernel_forwards(tables, packet, translated),
+        6 => <T as Steps<V6>>::kernel_forwards(tables, packet, translated),
+        _ => 0,
+    };
+    forwards != 0
 }
 
 /// Sends the packet along its flow.

@@ -20,6 +20,8 @@ use crate::plan::{self, Step};
 use crate::run_state::{Alarm, RunState};
 use crate::teardown;
 
+use super::kernel_nat::Takeover;
+
 /// The daemon's state between two synchronisations.
 pub(super) struct Engine {
     pub(super) config: Config,
@@ -34,6 +36,8 @@ pub(super) struct Engine {
     tables: Option<Tables>,
     /// Something was changed without flows being told.
     bump_owed: bool,
+    /// Flows of the kernel's NAT.
+    pub(super) kernel_nat: Takeover,
 }
 
 /// What one synchronisation did.
@@ -77,6 +81,7 @@ impl Engine {
             tables: None,
             // What an earlier daemon did not live to do.
             bump_owed: true,
+            kernel_nat: Takeover::default(),
         })
     }
 
@@ -114,6 +119,10 @@ impl Engine {
             self.save();
         }
 
+        let taking_over = self.kernel_nat.is_due(&actual.config, &wanted.config);
+        if taking_over {
+            self.take_over();
+        }
         let qdiscs = self.kernel.qdiscs().len();
         let done = apply::apply(&steps, &mut self.kernel);
         if self.kernel.qdiscs().len() != qdiscs {
@@ -136,6 +145,12 @@ impl Engine {
             self.kernel.bump_epoch()?;
             self.bump_owed = false;
         }
+        if taking_over {
+            // What began while the first list was read and the programs were attached.
+            self.take_over();
+            self.kernel_nat.done();
+        }
+        let config = &self.config;
         let bridges = facts
             .links
             .iter()

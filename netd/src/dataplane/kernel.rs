@@ -11,7 +11,7 @@ use aya::programs::{
     CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
 };
 use aya::{Ebpf, EbpfLoader};
-use netd_common::abi::{self, NatPressure, flow_table, map};
+use netd_common::abi::{self, NatPressure, config_flag, flow_table, map};
 
 use super::flows;
 use super::maps::Maps;
@@ -78,7 +78,7 @@ pub struct LoadOptions {
 /// undone.
 pub struct Pinned {
     root: PathBuf,
-    maps: Maps,
+    pub(super) maps: Maps,
     attach: AttachMode,
     /// Interfaces that got their clsact qdisc from netd.
     qdiscs: BTreeSet<u32>,
@@ -86,7 +86,7 @@ pub struct Pinned {
 
 /// The data plane with this binary's programs.
 pub struct Kernel {
-    pinned: Pinned,
+    pub(super) pinned: Pinned,
     ebpf: Ebpf,
     programs: HashMap<Hook, u32>,
     notes: Vec<String>,
@@ -514,7 +514,7 @@ impl Dataplane for Pinned {
     fn configure(&mut self, config: &abi::Config) -> Result<(), DataplaneError> {
         let now = self.maps.config()?;
         self.maps.set_config(abi::Config {
-            flags: config.flags,
+            flags: config.flags & !config_flag::PASSING | now.flags & config_flag::PASSING,
             nat_first: config.nat_first,
             nat_last: config.nat_last,
             netns_cookie: config.netns_cookie,

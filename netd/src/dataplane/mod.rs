@@ -18,11 +18,13 @@
 mod bpf_log;
 mod cgroup;
 pub mod clsact;
+mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod flows;
 mod host_sockets;
 mod kernel;
+mod kernel_flows;
 mod maps;
 mod pod;
 mod shape;
@@ -39,6 +41,7 @@ use netd_common::abi::{self, hook};
 use thiserror::Error;
 
 pub use kernel::{Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached};
+pub use kernel_flows::{LeftToKernel, TakenOver};
 pub use shape::{Shape, ShapeError};
 pub use sizes::{Sizes, sizes};
 pub use tables::{Prefix, Row, RowKey, Table, Tables};
@@ -210,7 +213,8 @@ pub trait Dataplane {
     fn attach(&mut self, attachment: Attachment, interface: &str) -> Result<(), DataplaneError>;
     /// Detaches a program; it is no error when it is not there.
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError>;
-    /// Writes flags and the port range of the configuration element; epoch and seed stay.
+    /// Writes flags and the port range of the configuration element; epoch and seed stay, and so do
+    /// the flags of [`abi::config_flag::PASSING`].
     fn configure(&mut self, config: &abi::Config) -> Result<(), DataplaneError>;
     /// Makes every flow decide and look up its route again at its next packet.
     fn bump_epoch(&mut self) -> Result<(), DataplaneError>;

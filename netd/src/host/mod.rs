@@ -5,6 +5,7 @@
 //! the thread that opens the reader (or calls the function).
 
 mod cgroup;
+mod conntrack;
 mod containers;
 mod engine_sockets;
 mod facts;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 use netlink::Netlink;
 
 pub use cgroup::{cgroup2_root, netns_cookie, supports_socket_hooks};
+pub use conntrack::{Closing, ConntrackFlow, FlowEnds, read_conntrack};
 pub use engine_sockets::EngineSockets;
 pub use facts::*;
 pub use kernel::{
