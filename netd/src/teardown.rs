@@ -162,7 +162,8 @@ fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
     }
 }
 
-fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
+/// Removes the links and maps of one version, and its directory.
+pub(crate) fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
     remove_links(version, note);
     let maps = version.join("maps");
     for entry in fs::read_dir(&maps).into_iter().flatten().flatten() {

@@ -8,6 +8,7 @@ mod engine;
 mod file_watch;
 mod kernel_nat;
 mod lock;
+mod migration;
 mod nat_watch;
 
 use std::future::pending;
@@ -26,6 +27,7 @@ pub use lock::{Lock, LockError};
 use netd_common::abi::NatPressure;
 
 use crate::config::{Config, ConfigError, Loaded, last_good};
+use crate::dataplane::migrate::{self, Previous, Refusal};
 use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
 use crate::host::{self, HostWatch, KernelFeatures, Wake};
 use crate::logging::{self, Logging, RepeatedError};
@@ -78,6 +80,9 @@ pub enum StartError {
     /// It cannot run here.
     #[error("{0}")]
     Lock(#[from] LockError),
+    /// What is in force is another version's.
+    #[error("{0}")]
+    Version(#[from] Refusal),
     /// The kernel or netd's privileges lack something.
     #[error("netd cannot run here:\n{0}")]
     Missing(String),
@@ -118,6 +123,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| start.loaded.config.host.pin_dir.clone());
     let files = RunFiles::of(&pin_dir);
+    // Before a running daemon is asked to leave.
+    let previous = migrate::survey(&pin_dir).map_err(StartError::from)?;
     let lock = take_lock(&files, options.takeover)?;
 
     let features = host::kernel_features()?;
@@ -137,7 +144,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(serve(
-        options, start, logging, pin_dir, &files, &features, lock,
+        options, start, logging, pin_dir, &files, &features, lock, previous,
     ))
 }
 
@@ -190,6 +197,7 @@ async fn serve(
     files: &RunFiles,
     features: &KernelFeatures,
     lock: Lock,
+    previous: Option<Previous>,
 ) -> anyhow::Result<()> {
     let began = Instant::now();
     // Before the first reading: what changes after it wakes.
@@ -207,13 +215,16 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup())?;
 
     let Start { loaded, instead } = start;
-    let load = load_options(
+    let mut load = load_options(
         &loaded.config,
         &pin_dir,
         features,
         options.no_tcx,
         options.sabotage,
     )?;
+    if let Some(previous) = &previous {
+        migration::prepare(previous, &mut load);
+    }
     let before = RunState::load(&files.state);
     let attached_before = before.as_ref().map(|before| before.fallbacks.attach);
     let state = initial_state(options, &loaded, &load, features, before, instead.is_some());
@@ -265,7 +276,13 @@ async fn serve(
     if let Err(error) = daemon.engine.end_draining() {
         tracing::warn!("{error}: no new flows are taken; `netd run --takeover` tries again");
     }
+    if let Some(previous) = &previous {
+        daemon.engine.adopt(previous)?;
+    }
     daemon.sync(&mut watch);
+    if let Some(previous) = &previous {
+        daemon.engine.complete(previous);
+    }
     if attached_before.is_some_and(|before| before != load.attach) {
         daemon.engine.detach_other(load.attach, &daemon.pin_dir);
     }

@@ -110,7 +110,7 @@ impl<V: Wire + Default + PartialEq> TypedMap<u32, V> for ArrayTable<u32, V> {
 }
 
 /// The kernel's answer inside aya's.
-fn cause(error: MapError) -> io::Error {
+pub(super) fn cause(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::KeyNotFound => io::Error::from_raw_os_error(libc::ENOENT),
@@ -309,7 +309,7 @@ impl Maps {
     }
 }
 
-fn pinned<T, E: Into<MapError>>(
+pub(super) fn pinned<T, E: Into<MapError>>(
     directory: &Path,
     name: &'static str,
     convert: impl FnOnce(Map) -> Result<T, E>,
@@ -319,7 +319,7 @@ fn pinned<T, E: Into<MapError>>(
     convert(map).map_err(|error| unreadable(name, error.into()))
 }
 
-fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
+pub(super) fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
     DataplaneError::ReadMap {
         map,
         source: cause(error),

@@ -23,6 +23,7 @@ mod flows;
 mod kernel;
 mod kernel_flows;
 mod maps;
+pub mod migrate;
 mod pod;
 mod shape;
 mod sizes;

@@ -6,6 +6,7 @@ mod daemon_dead;
 mod drain;
 mod kernel_nat;
 mod load;
+mod migration;
 mod programs;
 mod restart;
 mod world;
