@@ -51,6 +51,8 @@ const BUMP_INTERVAL: Duration = Duration::from_millis(100);
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often idle flows are looked for.
 const COLLECT: Duration = Duration::from_secs(10);
+/// How long a running daemon may take to say that it leaves: it finishes what it is at.
+const LEAVING: Duration = Duration::from_secs(10);
 /// After a failure; doubled up to [`RESYNC`].
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -150,12 +152,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 fn take_lock(files: &RunFiles, takeover: bool) -> Result<Lock, LockError> {
     match Lock::take(files, Duration::ZERO) {
-        Err(LockError::Taken { pid }) if takeover => {
-            match control::ask(&files.socket, Command::Leave) {
-                Ok(_) | Err(AskError::NotRunning(_)) => {}
-                Err(error) => eprintln!("netd: process {pid} does not leave: {error}"),
+        Err(LockError::Taken { .. }) if takeover => {
+            let why = match control::ask_within(&files.socket, Command::Leave, LEAVING) {
+                Ok(answer) if !answer.ok => Some(answer.message),
+                // It has left before it could answer, or it is on its way in or out: the lock tells.
+                Ok(_) | Err(AskError::NotRunning(_)) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            match Lock::take(files, Duration::from_secs(5)) {
+                Err(LockError::Taken { pid }) => Err(LockError::Stays { pid, why }),
+                taken => taken,
             }
-            Lock::take(files, Duration::from_secs(5))
         }
         taken => taken,
     }

@@ -9,4 +9,5 @@ mod load;
 mod migration;
 mod programs;
 mod restart;
+mod takeover;
 mod world;

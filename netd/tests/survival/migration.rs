@@ -217,7 +217,10 @@ impl World {
         let until = Instant::now() + LONG;
         while self.pins(1).exists() {
             let log = self.daemon.log();
-            assert!(Instant::now() < until, "the previous version's pins stay\n{log}");
+            assert!(
+                Instant::now() < until,
+                "the previous version's pins stay\n{log}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         let after = self.links(abi::VERSION);
