@@ -83,6 +83,9 @@ pub mod map {
     pub const DROP_EVENTS: &str = "DROP_EVENTS";
     /// [`super::Verdicts`] per hook, per CPU; index [`super::hook`].
     pub const VERDICTS: &str = "VERDICTS";
+    /// [`super::SocketKey`] → [`super::SocketPeer`]: sockets of the host that were led to a
+    /// container, LRU.
+    pub const SOCKETS: &str = "SOCKETS";
 }
 
 /// Hook numbers: index in `VERDICTS`, and `hook` of drop counters and events.
@@ -97,13 +100,39 @@ pub mod hook {
     pub const BRIDGE_IN: u8 = 3;
     /// tcx egress of a managed bridge.
     pub const BRIDGE_OUT: u8 = 4;
+    /// Hooks below this number see packets; the others see calls of the host's sockets.
+    pub const PACKETS: u8 = 5;
+    /// cgroup: connect() of an IPv4 socket, or to an IPv4 address.
+    pub const CONNECT4: u8 = 5;
+    /// cgroup: connect() of an IPv6 socket.
+    pub const CONNECT6: u8 = 6;
+    /// cgroup: sendmsg() of a UDP socket to an IPv4 address.
+    pub const SENDMSG4: u8 = 7;
+    /// cgroup: sendmsg() of a UDP socket to an IPv6 address.
+    pub const SENDMSG6: u8 = 8;
+    /// cgroup: recvmsg() of an IPv4 UDP socket.
+    pub const RECVMSG4: u8 = 9;
+    /// cgroup: recvmsg() of an IPv6 UDP socket.
+    pub const RECVMSG6: u8 = 10;
+    /// cgroup: getpeername() of an IPv4 socket.
+    pub const GETPEERNAME4: u8 = 11;
+    /// cgroup: getpeername() of an IPv6 socket.
+    pub const GETPEERNAME6: u8 = 12;
     /// How many there are.
-    pub const COUNT: u8 = 5;
+    pub const COUNT: u8 = 13;
 
     /// Name for people and JSON.
     #[must_use]
     pub fn name(hook: u8) -> &'static str {
         match hook {
+            CONNECT4 => "connect4",
+            CONNECT6 => "connect6",
+            SENDMSG4 => "sendmsg4",
+            SENDMSG6 => "sendmsg6",
+            RECVMSG4 => "recvmsg4",
+            RECVMSG6 => "recvmsg6",
+            GETPEERNAME4 => "getpeername4",
+            GETPEERNAME6 => "getpeername6",
             FROM_ENDPOINT => "from_endpoint",
             TO_ENDPOINT => "to_endpoint",
             FROM_UPLINK => "from_uplink",
@@ -685,6 +714,39 @@ pub struct KernelFlow<A> {
     pub other: Tuple<A>,
 }
 
+/// A socket of the host and the container that it was led to. One unconnected UDP socket can have
+/// many.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketKey {
+    /// The kernel's cookie of the socket (SO_COOKIE): never used twice.
+    pub cookie: u64,
+    /// Address of the container; IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+    pub addr: V6Addr,
+    /// Port of the container, wire order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 5],
+}
+
+/// What the program asked for, and whom it got.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketPeer {
+    /// The host address that the program named; IPv4 as `::ffff:a.b.c.d`.
+    pub addr: V6Addr,
+    /// The host port that it named, wire order.
+    pub port: [u8; 2],
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+    /// Host veth of the container, to which alone the socket's packets may go.
+    pub ifindex: u32,
+    /// CLOCK_MONOTONIC seconds of the last connect() or sendmsg().
+    pub seen: u32,
+}
+
 /// What a drop is counted by.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -811,6 +873,8 @@ wire! {
     Tuple<V6Addr> = 40,
     Flow<V4Addr> = 88,
     Flow<V6Addr> = 112,
+    SocketKey = 32,
+    SocketPeer = 28,
     Seat<V4Addr> = 24,
     Seat<V6Addr> = 48,
     Hand = 64,

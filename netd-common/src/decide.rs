@@ -228,7 +228,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 
 /// The publish that a local destination matches: of the exact address, else of any.
 #[inline(always)]
-fn published<'t, F: Family, T: Tables<F>>(
+pub(crate) fn published<'t, F: Family, T: Tables<F>>(
     tables: &'t T,
     tuple: &Tuple<F::Addr>,
 ) -> Option<&'t Backend<F::Addr>> {

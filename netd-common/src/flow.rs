@@ -363,13 +363,23 @@ pub fn promote<F: Family, T: Steps<F>>(
     };
     // `original` and `reply` of the flow, whichever way this packet goes.
     let (original_slot, reply_slot) = if reply { (other, slot) } else { (slot, other) };
-    scratch.original = original_slot.load();
-    scratch.reply = reply_slot.load();
     let (original_key, reply_key) = if reply {
         (&scratch.reply_tuple, &scratch.parsed.tuple)
     } else {
         (&scratch.parsed.tuple, &scratch.reply_tuple)
     };
+    scratch.original = original_slot.load();
+    scratch.reply = reply_slot.load();
+    // Whoever was made to leave meanwhile has given its memory to another flow, and that is what
+    // was loaded. A generation is never used twice: both are still there if theirs are.
+    let are_theirs = [original_key, reply_key].into_iter().all(|key| {
+        tables
+            .embryo(key)
+            .is_some_and(|slot| slot.generation() == generation)
+    });
+    if !are_theirs {
+        return Ok(());
+    }
     match tables.insert_flow(reply_key, &scratch.reply) {
         Ok(()) => {}
         Err(InsertError::Exists) => {

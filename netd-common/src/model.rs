@@ -26,8 +26,8 @@ pub use self::{
 use crate::{
     abi::{
         Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, Subnet, Tuple, Uplink, flow_table, hook, local_kind, network_flag,
-        port_prefix_base, port_word, table_event,
+        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
+        local_kind, network_flag, port_prefix_base, port_word, table_event,
     },
     checksum::Diff,
     drop::DropReason,
@@ -57,6 +57,10 @@ pub struct Model {
     pub uplinks: HashMap<u32, Uplink>,
     /// `PORTS`.
     pub ports: Vec<u64>,
+    /// `SOCKETS`.
+    pub sockets: HashMap<SocketKey, SocketPeer>,
+    /// Cookie of the socket that sends the packets.
+    pub socket_cookie: u64,
     /// IPv4.
     pub v4: FamilyTables<V4>,
     /// IPv6.
@@ -164,6 +168,8 @@ impl Default for Model {
             trusted: HashSet::new(),
             uplinks: HashMap::new(),
             ports: vec![0; PORT_WORDS as usize],
+            sockets: HashMap::new(),
+            socket_cookie: 0,
             v4: FamilyTables::default(),
             v6: FamilyTables::default(),
             holdings: RefCell::default(),
@@ -397,6 +403,12 @@ impl<F: ModelFamily> Tables<F> for Model {
         let listeners = &F::tables(self).listeners;
         listeners.contains(&(tuple.proto, tuple.dst, port))
             || listeners.contains(&(tuple.proto, F::Addr::default(), port))
+    }
+    fn socket_cookie(&self) -> u64 {
+        self.socket_cookie
+    }
+    fn socket_peer(&self, key: &SocketKey) -> u32 {
+        self.sockets.get(key).map_or(0, |peer| peer.ifindex)
     }
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
         (F::tables(self).policy)(tuple, ifindex)

@@ -11,7 +11,7 @@
 //! | expired flows | both tables | idle beyond the lifetime of their state |
 //! | embryos, the longest idle of those looked at | embryos | a new embryo finds no free seat |
 //! | closing connections | flows | closed by both sides, or half closed and silent for [`QUIET_CLOSING`] |
-//! | flows without a connection | flows | silent for [`QUIET_DATAGRAMS`] |
+//! | flows without a connection, the longest idle first | flows | no stream, or silent for [`QUIET_STREAM`] |
 //! | nobody: the flow stays among the embryos | flows | only live flows were seen |
 //! | nobody: the flow is refused | embryos | only confirmed flows were seen |
 //!
@@ -34,10 +34,12 @@ pub const FLOW_PROBES: u32 = 16;
 pub const SHARE: u32 = 4;
 /// Seconds of silence after which a half-closed connection may make room.
 pub const QUIET_CLOSING: u32 = 10;
-/// Seconds of silence after which a flow without a connection may make room, the longest silent of
-/// those looked at first. A question that was answered is silent from then on; what has packets
-/// every second is alive.
-pub const QUIET_DATAGRAMS: u32 = 1;
+/// Seconds after which a flow without a connection counts as a stream, if it still has packets then
+/// (the kernel's ASSURED: net/netfilter/nf_conntrack_proto_udp.c). A question and its answer make
+/// room whenever there is need, a stream only after silence.
+pub const STREAM: u32 = 2;
+/// Seconds of silence after which a stream may make room (nf_conntrack_udp_timeout).
+pub const QUIET_STREAM: u32 = 30;
 /// Seats that are looked at for a flow of a container that has its share. One in four is its own.
 pub const OWN_PROBES: u32 = 64;
 
@@ -263,12 +265,18 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
         State::TimeWait | State::Reset => worth::CLOSING + silence,
         State::Closing if silence >= QUIET_CLOSING => worth::CLOSING + silence,
         State::UdpReplied | State::EchoReplied | State::OtherReplied
-            if silence >= QUIET_DATAGRAMS =>
+            if silence >= QUIET_STREAM || !is_stream(now, silence, &slot) =>
         {
             worth::IDLE + silence
         }
         _ => worth::NOTHING,
     }
+}
+
+/// Has it had packets for longer than a question and its answer take?
+#[inline(always)]
+fn is_stream<A: Copy>(now: u32, silence: u32, slot: &Slot<A>) -> bool {
+    idle(now, slot.created()) >= silence + STREAM
 }
 
 /// Ends the flow in this seat.

@@ -4,7 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, KernelFlow, Network, Seat, Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, KernelFlow, Network, Seat, SocketKey,
+        Tuple, Uplink,
     },
     drop::DropReason,
     parse::Parsed,
@@ -288,6 +289,10 @@ pub trait Tables<F: Family> {
     fn route(&self) -> Result<(), DropReason>;
     /// Would a socket of the host take a new packet with this tuple?
     fn host_listens(&self, tuple: &Tuple<F::Addr>) -> bool;
+    /// Cookie of the socket that sends the packet; 0: none, or it is not known.
+    fn socket_cookie(&self) -> u64;
+    /// `SOCKETS`: host veth of the container that this socket was led to, or 0.
+    fn socket_peer(&self, key: &SocketKey) -> u32;
     /// Asks the user's policy about a new flow: `tuple` as sent, `ifindex` where it arrived.
     #[inline(always)]
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use netd_common::{abi::*, tables::Scratch};
@@ -82,6 +82,8 @@ pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap:
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new();
 
 /// Working memory of the packet in hand; not part of the ABI, not pinned.
 #[btf_map]

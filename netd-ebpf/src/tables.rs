@@ -6,8 +6,8 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_fib_lookup, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use netd_common::{
@@ -474,6 +474,18 @@ impl<F: FamilyMaps> Tables<F> for Maps {
             0 => Ok(()),
             code => Err(DropReason::from_number(code as u16).unwrap_or(DropReason::HelperFailed)),
         }
+    }
+
+    #[inline(always)]
+    fn socket_cookie(&self) -> u64 {
+        // SAFETY: the context outlives the program.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    fn socket_peer(&self, key: &SocketKey) -> u32 {
+        // SAFETY: copied at once.
+        unsafe { maps::SOCKETS.get(key) }.map_or(0, |peer| peer.ifindex)
     }
 
     #[inline(always)]

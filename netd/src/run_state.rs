@@ -128,6 +128,9 @@ pub struct Fallbacks {
     pub attach: AttachMode,
     /// Where the masquerade source comes from.
     pub source_address: SourceAddress,
+    /// The host's own programs reach published ports (cgroup2 and CONFIG_CGROUP_BPF are there).
+    #[serde(default)]
+    pub host_access: bool,
 }
 
 /// Where the masquerade source comes from.

@@ -1,5 +1,6 @@
-//! The guard on a managed bridge in replace mode: nothing is forwarded to or from a container that
-//! netd does not know yet, whatever the stack's own rules say.
+//! The guard on a managed bridge. In replace mode nothing is forwarded to or from a container that
+//! netd does not know yet, whatever the stack's own rules say. In both modes the host's sockets
+//! reach the container that they were led to, or none.
 
 use crate::{
     drop::DropReason,
@@ -10,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Meta, Verdict, kernel_forwards,
+    ENDPOINT, Meta, Verdict, host_socket, kernel_forwards,
     steps::{ARRIVING, TRANSLATED},
     yields,
 };
@@ -31,8 +32,10 @@ pub fn bridge_guard_in<P: Packet, T: Steps<V4> + Steps<V6>>(
     })
 }
 
-/// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes;
-/// what was forwarded is left to [`super::to_endpoint`] where the container is known.
+/// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes,
+/// or goes straight to the container that its socket was led to: the bridge would give it to
+/// whoever has the address now. What was forwarded is left to [`super::to_endpoint`] where the
+/// container is known, and to the Engine's rules in accelerate mode.
 #[inline(always)]
 pub fn bridge_guard_out<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
@@ -40,12 +43,37 @@ pub fn bridge_guard_out<P: Packet, T: Steps<V4> + Steps<V6>>(
     meta: &Meta,
 ) -> Verdict {
     if meta.ingress_ifindex == 0 {
+        return from_host(packet, tables);
+    }
+    if <T as Tables<V4>>::config(tables).is_none_or(yields) {
         return Verdict::PASSED;
     }
     judge(packet, tables, TRANSLATED, |packet, family| match family {
         4 => is_for_endpoint::<V4, P, T>(packet, tables),
         _ => is_for_endpoint::<V6, P, T>(packet, tables),
     })
+}
+
+#[inline(always)]
+fn from_host<P: Packet, T: Tables<V4> + Tables<V6>>(packet: &mut P, tables: &T) -> Verdict {
+    let Ok(eth) = packet.read::<Eth>(0) else {
+        return Verdict::PASSED;
+    };
+    let bound_to = host_socket::bound_to(packet, tables, &eth);
+    if bound_to == 0 {
+        return Verdict::PASSED;
+    }
+    match <T as Tables<V4>>::endpoint(tables, bound_to) {
+        Some(_) => Verdict::new(ENDPOINT, bound_to),
+        None => {
+            let family = if eth.ethertype == ethertype::IPV4 {
+                4
+            } else {
+                6
+            };
+            Verdict::drop(DropReason::StaleHostSocket).of(family, 0)
+        }
+    }
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@ mod bridge_guard;
 mod continuing;
 mod from_endpoint;
 mod from_uplink;
+mod host_socket;
 pub mod steps;
 mod to_endpoint;
 
@@ -59,6 +60,8 @@ pub enum Outcome {
     Neighbour4(u32),
     /// Out of this interface, to the IPv6 next hop in [`crate::tables::Scratch::hop`].
     Neighbour6(u32),
+    /// Out of this host veth, addressed to its container's MAC.
+    Endpoint(u32),
 }
 
 const PASS: u64 = 0;
@@ -66,6 +69,7 @@ const DROP: u64 = 1;
 const PEER: u64 = 2;
 const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
+const ENDPOINT: u64 = 5;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -96,7 +100,7 @@ impl Verdict {
         Self(self.0 | SLOW)
     }
 
-    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour.
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -144,6 +148,7 @@ impl Verdict {
             PEER => Outcome::Peer(argument),
             NEIGHBOUR4 => Outcome::Neighbour4(argument),
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
+            ENDPOINT => Outcome::Endpoint(argument),
             action => panic!("no action {action}"),
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     wire::{ETH_LEN, Eth, Ipv6Header, V4, V6, ethertype, proto},
 };
 
-use super::{Meta, Verdict, kernel_forwards, steps::TRANSLATED, yields};
+use super::{Meta, Verdict, host_socket, kernel_forwards, steps::TRANSLATED, yields};
 
 /// tcx egress of a container's host veth.
 #[inline(always)]
@@ -36,7 +36,12 @@ pub fn to_endpoint<P: Packet, T: Steps<V4> + Steps<V6>>(
         return drop(DropReason::Flooded);
     }
     if meta.ingress_ifindex == 0 {
-        return Verdict::PASSED;
+        let bound_to = host_socket::bound_to(packet, tables, &eth);
+        return if bound_to != 0 && bound_to != meta.ifindex {
+            drop(DropReason::StaleHostSocket)
+        } else {
+            Verdict::PASSED
+        };
     }
     let Some(config) = <T as Tables<V4>>::config(tables) else {
         return drop(DropReason::HelperFailed);

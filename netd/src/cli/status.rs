@@ -363,7 +363,12 @@ fn fallbacks_text(fallbacks: Option<Fallbacks>) -> String {
         SourceAddress::FibLookup => "source address by route lookup",
         SourceAddress::UplinkMap => "source address by interface (route lookup: Linux 6.7)",
     };
-    format!("{attach}, {source}")
+    let host_access = if fallbacks.host_access {
+        "host access by cgroup hooks"
+    } else {
+        "no host access (needs cgroup2 mounted, CONFIG_CGROUP_BPF)"
+    };
+    format!("{attach}, {source}, {host_access}")
 }
 
 fn usage_text(usage: &Usage) -> String {
@@ -528,6 +533,7 @@ mod tests {
             fallbacks: Some(Fallbacks {
                 attach: AttachMode::Tcx,
                 source_address: SourceAddress::FibLookup,
+                host_access: true,
             }),
             ..Daemon::default()
         }
@@ -556,7 +562,7 @@ daemon        running since 2026-11-21T10:00:00Z, pid 4711
 file          /etc/netd/netd.toml
 mode          replace
 synchronised  2026-11-21T10:00:05Z
-kernel        6.18.0; tcx links, source address by route lookup
+kernel        6.18.0; tcx links, source address by route lookup, host access by cgroup hooks
 pinned        /sys/fs/bpf/netd/v2 (ABI 2)
 source ports  16384-32767
 containers    4

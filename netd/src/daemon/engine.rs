@@ -1,6 +1,6 @@
 //! One synchronisation: read the host, decide, compare, apply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,7 +13,9 @@ use crate::dataplane::{
     Actual, AttachMode, Dataplane as _, DataplaneError, Kernel, Tables, detach_clsact,
 };
 use crate::desired::{self, Ids, TooManyNetworks};
-use crate::host::{HostError, HostFacts, HostReader, LinkKind, SysctlChange};
+use crate::host::{
+    EngineSockets, HostError, HostFacts, HostReader, LinkKind, ListenerProtocol, SysctlChange,
+};
 use crate::plan::{self, Step};
 use crate::run_state::{Alarm, RunState};
 use crate::teardown;
@@ -27,6 +29,9 @@ pub(super) struct Engine {
     pub(super) state: RunState,
     pub(super) state_path: PathBuf,
     reader: HostReader,
+    engine_sockets: EngineSockets,
+    /// The host's sockets have been held against what is in force.
+    sockets_checked: bool,
     /// What the maps hold, while only this daemon has written to them.
     tables: Option<Tables>,
     /// Something was changed without flows being told.
@@ -41,7 +46,7 @@ pub(super) struct Synced {
     /// The steps, all of them done.
     pub(super) steps: Vec<Step>,
     /// Managed bridges, for the watch.
-    pub(super) bridges: std::collections::BTreeSet<u32>,
+    pub(super) bridges: BTreeSet<u32>,
 }
 
 /// Why a synchronisation ended early. What was done until then is sound, and the next one goes on
@@ -71,6 +76,8 @@ impl Engine {
             state,
             state_path,
             reader: HostReader::open()?,
+            engine_sockets: EngineSockets::default(),
+            sockets_checked: false,
             tables: None,
             // What an earlier daemon did not live to do.
             bump_owed: true,
@@ -89,7 +96,8 @@ impl Engine {
         left_out: impl Fn(&Step) -> bool,
     ) -> Result<Synced, SyncError> {
         let config = &self.config;
-        let facts = self.reader.read(|link| desired::is_managed(config, link))?;
+        let mut facts = self.reader.read(|link| desired::is_managed(config, link))?;
+        facts.engine_ports = engine_ports(&mut self.engine_sockets, config);
         let mut actual = read_actual(&self.kernel, self.tables.take(), &facts)?;
         let mut ids = self.state.networks.clone();
         recover_ids(&mut ids, config, &facts, &actual.tables);
@@ -124,7 +132,7 @@ impl Engine {
 
         let taking_over = self.kernel_nat.is_due(&actual.config, &wanted.config);
         if taking_over {
-            self.take_over();
+            self.prepare_takeover();
         }
         let qdiscs = self.kernel.qdiscs().len();
         let done = apply::apply(&steps, &mut self.kernel);
@@ -153,13 +161,6 @@ impl Engine {
             self.take_over();
             self.kernel_nat.done();
         }
-        if complete && (!steps.is_empty() || self.state.synced_at.is_none()) {
-            self.kernel.synchronised()?;
-            self.state.synced_at = Some(Timestamp::now());
-            self.save();
-        }
-        actual.tables = wanted.tables;
-        self.tables = Some(actual.tables);
         let config = &self.config;
         let bridges = facts
             .links
@@ -167,7 +168,38 @@ impl Engine {
             .filter(|link| link.kind == LinkKind::Bridge && desired::is_managed(config, link))
             .map(|link| link.ifindex)
             .collect();
+        self.end_host_sockets(&steps, &wanted.tables);
+        if complete && (!steps.is_empty() || self.state.synced_at.is_none()) {
+            self.kernel.synchronised()?;
+            self.state.synced_at = Some(Timestamp::now());
+            self.save();
+        }
+        actual.tables = wanted.tables;
+        self.tables = Some(actual.tables);
         Ok(Synced { steps, bridges })
+    }
+
+    /// Ends the host's sockets whose container or publish went: with these steps, or while there
+    /// was no daemon. Until one is ended, its packets are dropped before they reach another
+    /// container.
+    fn end_host_sockets(&mut self, steps: &[Step], tables: &Tables) {
+        if self.sockets_checked && !steps.iter().any(is_row) {
+            return;
+        }
+        match self.kernel.end_host_sockets(tables) {
+            Ok(ended) => {
+                self.sockets_checked = true;
+                if ended > 0 {
+                    tracing::info!("ended {ended} sockets of the host whose container is gone");
+                }
+            }
+            Err(error) => {
+                self.sockets_checked = false;
+                tracing::warn!(
+                    "sockets of the host to containers that are gone stay open: {error}"
+                );
+            }
+        }
     }
 
     /// Detaches what an earlier daemon attached in the way that this one does not use: packets
@@ -234,8 +266,30 @@ fn read_actual(
     }
 }
 
+fn is_row(step: &Step) -> bool {
+    matches!(step, Step::Add(_) | Step::Change(_) | Step::Remove(_))
+}
+
 fn is_reservation(step: &Step) -> bool {
     matches!(step, Step::Sysctl { name, .. } if name == desired::RESERVED_PORTS)
+}
+
+/// Published ports that only the Engine's own sockets hold. Where they cannot be listed, none: a
+/// listener then keeps its port, whoever it is.
+pub fn engine_ports(
+    sockets: &mut EngineSockets,
+    config: &Config,
+) -> BTreeSet<(ListenerProtocol, u16)> {
+    let published = |protocol, port| {
+        config.publishes.iter().any(|publish| {
+            desired::listener_protocol(publish.protocol) == protocol
+                && (publish.host_ports.first()..=publish.host_ports.last()).contains(&port)
+        })
+    };
+    sockets.ports(published).unwrap_or_else(|error| {
+        tracing::debug!("{error}");
+        BTreeSet::new()
+    })
 }
 
 /// Notes the first value that each setting had. True if there was something to note.

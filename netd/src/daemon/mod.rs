@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-pub use engine::recover_ids;
+pub use engine::{engine_ports, recover_ids};
 pub use lock::{Lock, LockError};
 
 use netd_common::abi::NatPressure;
@@ -434,6 +434,7 @@ fn initial_state(
             } else {
                 SourceAddress::UplinkMap
             },
+            host_access: host::supports_socket_hooks() && host::cgroup2_root().is_some(),
         },
         alarm: None,
         scarce_ports: Vec::new(),
@@ -658,6 +659,9 @@ impl Daemon<'_> {
                     tracing::warn!("cannot collect idle flows: {error}{report}");
                 }
             }
+        }
+        if let Err(error) = self.engine.kernel.forget_closed_sockets() {
+            tracing::debug!("cannot forget closed sockets of the host: {error}");
         }
         if self.pressure.is_any()
             && let Err(error) = self.pressure.look(&mut self.engine)

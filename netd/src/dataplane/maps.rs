@@ -14,6 +14,7 @@ use netd_common::abi::{
 use netd_common::wire::Wire;
 
 use super::DataplaneError;
+use super::host_sockets::SocketTable;
 use super::pod::Pod;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
 use crate::state::batch::for_each;
@@ -193,6 +194,7 @@ macro_rules! define {
             pub(super) embryos_v6: FlowTable<V6Addr>,
             pub(super) kernel_v4: FlowTable<V4Addr, KernelFlow<V4Addr>>,
             pub(super) kernel_v6: FlowTable<V6Addr, KernelFlow<V6Addr>>,
+            pub(super) sockets: SocketTable,
             holdings: HashTable<u32, Holding>,
         }
 
@@ -210,6 +212,7 @@ macro_rules! define {
                     embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
                     kernel_v4: FlowTable::open(directory, map::KERNEL_FLOWS_V4)?,
                     kernel_v6: FlowTable::open(directory, map::KERNEL_FLOWS_V6)?,
+                    sockets: SocketTable::open(directory)?,
                     holdings: pinned(directory, map::HOLDINGS, |map| {
                         <HashTable<u32, Holding> as TypedMap<_, _>>::from_map(map)
                     })?,

@@ -95,6 +95,9 @@ impl Sizes {
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,
             map::VERDICTS => u32::from(hook::COUNT),
+            // Sockets of the host that talk to containers.
+            map::SOCKETS if self.endpoints > 4096 => 65536,
+            map::SOCKETS => 4096,
             // The publish and exposed tries, and the ring buffer.
             _ => 65536,
         }
@@ -128,6 +131,11 @@ impl Sizes {
             + hash(map::ADDRS_V6, 16, size_of::<EndpointAddress>())
             + hash(map::TRUSTED, size_of::<NetworkInterface>(), 4)
             + hash(map::UPLINKS, 4, size_of::<Uplink>())
+            + hash(
+                map::SOCKETS,
+                size_of::<SocketKey>(),
+                size_of::<SocketPeer>(),
+            )
             + self.drops_bytes()
             + array_bytes(self.entries(map::NETWORKS), size_of::<Network>())
             + array_bytes(PORT_WORDS, 8)

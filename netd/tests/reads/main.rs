@@ -459,6 +459,7 @@ fn status_tells_a_running_daemon_from_a_stopped_one() {
         fallbacks: Fallbacks {
             attach: AttachMode::Tcx,
             source_address: SourceAddress::FibLookup,
+            host_access: true,
         },
         alarm: None,
         scarce_ports: Vec::new(),

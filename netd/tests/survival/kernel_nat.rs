@@ -149,6 +149,47 @@ fn new_flows_are_netds(host: &StandardHost, daemon: &Daemon) {
     }
 }
 
+/// The switch from accelerate to replace, and a daemon that dies in between: what is the kernel's stays so.
+#[test]
+fn a_change_of_mode_and_a_crash_break_nothing() {
+    need_root!();
+    let host = build();
+    let mut sockets = Sockets::open(&host);
+    let before = sockets.ask();
+    let config = |mode| host.netd_toml(mode, "/sys/fs/bpf/overruled");
+    let mut daemon =
+        Daemon::start(netd(), &host.host, &config("accelerate")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(sockets.ask(), before, "in accelerate mode");
+    let mut own = Sockets::open(&host);
+    let own_before = own.ask();
+    let flows = || {
+        json(&daemon, &["flows"])["total"]
+            .as_u64()
+            .expect("a number")
+    };
+    let owned = flows();
+    assert_eq!(owned, own_before.len() as u64);
+    let answer = daemon.reload(&config("replace")).expect("reload");
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!(json(&daemon, &["status"])["data_plane"]["mode"], "replace");
+    assert_eq!(
+        sockets.ask(),
+        before,
+        "in replace mode\n{}",
+        explain(&daemon)
+    );
+    assert_eq!(own.ask(), own_before);
+    assert_eq!(flows(), owned);
+    daemon
+        .stop(nix::sys::signal::Signal::SIGKILL)
+        .expect("killed");
+    assert_eq!(sockets.ask(), before, "without a daemon");
+    daemon.run(&[]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(sockets.ask(), before, "after a crash");
+    assert_eq!(own.ask(), own_before);
+    daemon.unload().unwrap_or_else(|e| panic!("{e}"));
+}
+
 /// Idle flows of the kernel's are forgotten, and then the programs do not ask for them any more.
 #[test]
 fn the_kernels_flows_are_forgotten_when_they_are_over() {

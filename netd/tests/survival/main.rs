@@ -4,6 +4,7 @@
 
 mod daemon_dead;
 mod drain;
+mod host_access;
 mod kernel_nat;
 mod load;
 mod migration;
