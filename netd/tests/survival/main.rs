@@ -7,6 +7,8 @@ mod drain;
 mod host_access;
 mod kernel_nat;
 mod load;
+mod migration;
 mod programs;
 mod restart;
+mod takeover;
 mod world;
