@@ -6,4 +6,5 @@ mod daemon_dead;
 mod load;
 mod programs;
 mod restart;
+mod short_flows;
 mod world;

@@ -2,8 +2,10 @@
 
 mod connections;
 mod push;
+pub mod short;
 mod stream;
 mod transfer;
+pub mod wire;
 
 pub use connections::Connections;
 pub use push::Push;
