@@ -200,6 +200,12 @@ pub fn create<F: Family, T: Steps<F>>(
             return Err(DropReason::FlowTableFull);
         }
     }
+    if tables.flow(&scratch.tuple).is_some() {
+        // It left the embryos for the flows while we did not find it here or there.
+        tables.remove_embryo(&scratch.tuple);
+        tables.remove_embryo(&scratch.reply_tuple);
+        return Ok(());
+    }
     room::take::<F, T>(tables, false, seat, &scratch.tuple, &scratch.original);
     if outgoing {
         tables.hold(owner, room::table::<F>(false), 1);

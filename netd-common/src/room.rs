@@ -280,12 +280,20 @@ pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: 
     let generation = seat.generation;
     scratch.victim = seat.tuple;
     seat.generation = 0;
-    if let Some(slot) = lookup::<F, T>(tables, confirmed, &scratch.victim)
-        && slot.generation() == generation
-    {
-        set_other_key(&mut scratch.victim_other, scratch.victim.proto, &slot);
-        remove::<F, T>(tables, &scratch.victim_other, generation);
-        remove::<F, T>(tables, &scratch.victim, generation);
+    let Some(slot) = lookup::<F, T>(tables, confirmed, &scratch.victim) else {
+        return;
+    };
+    if slot.generation() != generation {
+        return;
+    }
+    set_other_key(&mut scratch.victim_other, scratch.victim.proto, &slot);
+    // From this table only: an embryo may be on its way to the flows, and half of it be there.
+    if confirmed {
+        remove_flow::<F, T>(tables, &scratch.victim_other, generation);
+        remove_flow::<F, T>(tables, &scratch.victim, generation);
+    } else {
+        remove_embryo::<F, T>(tables, &scratch.victim_other, generation);
+        remove_embryo::<F, T>(tables, &scratch.victim, generation);
     }
 }
 
@@ -338,21 +346,29 @@ pub fn reclaim<F: Family, T: Tables<F>>(tables: &T, pressing: bool) -> bool {
 /// count. Counted is the half of the original direction, so a flow counts once however it ends.
 #[inline(always)]
 pub fn remove<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
-    if let Some(slot) = tables.flow(key)
-        && slot.generation() == generation
-    {
-        let (owner, flags) = (slot.owner(), slot.flags());
-        if tables.remove_flow(key) && flags & flow_flag::REPLY == 0 {
-            tables.hold(owner, table::<F>(true), -1);
-        }
+    remove_flow::<F, T>(tables, key, generation);
+    remove_embryo::<F, T>(tables, key, generation);
+}
+
+#[inline(always)]
+fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+    let Some(slot) = tables.flow(key) else {
+        return;
+    };
+    let (owner, flags) = (slot.owner(), slot.flags());
+    if slot.generation() == generation && tables.remove_flow(key) && flags & flow_flag::REPLY == 0 {
+        tables.hold(owner, table::<F>(true), -1);
     }
-    if let Some(slot) = tables.embryo(key)
-        && slot.generation() == generation
-    {
-        let (owner, flags) = (slot.owner(), slot.flags());
-        if tables.remove_embryo(key) && is_counted_embryo(flags) {
-            tables.hold(owner, table::<F>(false), -1);
-        }
+}
+
+#[inline(always)]
+fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+    let Some(slot) = tables.embryo(key) else {
+        return;
+    };
+    let (owner, flags) = (slot.owner(), slot.flags());
+    if slot.generation() == generation && tables.remove_embryo(key) && is_counted_embryo(flags) {
+        tables.hold(owner, table::<F>(false), -1);
     }
 }
 
@@ -375,6 +391,13 @@ fn lookup<F: Family, T: Tables<F>>(
     } else {
         tables.embryo(key)
     }
+}
+
+/// Looks in both tables for a flow that is known to be in one. It may leave the embryos for the
+/// flows between the two looks, and then a third one finds it.
+#[inline(always)]
+pub fn surely<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>) -> Option<Slot<F::Addr>> {
+    either::<F, T>(tables, key).or_else(|| tables.flow(key))
 }
 
 /// Looks in both tables.

@@ -8,7 +8,7 @@ use crate::{
     drop::DropReason,
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
-    room::either as find,
+    room,
     tables::{Scratch, Slot, Steps, Tables},
     wire::{Family, proto, tcp_flag},
 };
@@ -37,9 +37,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     scratch: &mut Scratch<F::Addr>,
     decision: u32,
 ) -> u64 {
-    let confirmed = tables.flow(&scratch.parsed.tuple);
-    let embryo = confirmed.is_none();
-    let Some(slot) = confirmed.or_else(|| tables.embryo(&scratch.parsed.tuple)) else {
+    let Some(slot) = room::surely::<F, T>(tables, &scratch.parsed.tuple) else {
         return steps::OPEN;
     };
     let proto = scratch.parsed.tuple.proto;
@@ -50,7 +48,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
         tables.end(slot.generation());
         return steps::OPEN;
     }
-    let Some(other) = find::<F, T>(tables, &scratch.reply_tuple) else {
+    let Some(other) = room::surely::<F, T>(tables, &scratch.reply_tuple) else {
         // What is left of a flow is of no use.
         return ended::<F, T>(tables, &slot);
     };
@@ -81,7 +79,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
         slot.set_state(next as u8);
         other.set_state(next as u8);
     }
-    if embryo && next.is_confirmed() {
+    if next.is_confirmed() && tables.embryo(&scratch.parsed.tuple).is_some() {
         return steps::PROMOTE;
     }
     or_drop!(deliver::<F, P>(

@@ -18,7 +18,7 @@ pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Entries of each flow map: few, so that the map can be read after every packet.
 pub const FLOWS: u32 = 64;
-/// Entries of each map of embryos: more than a scenario makes, so that the LRU evicts none.
+/// Entries of each map of embryos: more than the seats of any scenario need.
 pub const EMBRYOS: u32 = 4096;
 
 /// Names of the programs, by hook.
@@ -99,6 +99,25 @@ impl Programs {
             }
         }
         self.written.insert(name, rows);
+        Ok(())
+    }
+
+    /// Zeroes the first elements of an array.
+    pub fn zero(&self, name: &str, elements: u32) -> Result<()> {
+        let size = self.maps[name].info()?.value_size() as usize;
+        (0..elements).try_for_each(|index| self.put(name, &index.to_ne_bytes(), &vec![0; size]))
+    }
+
+    /// Empties a hash map with keys of four bytes.
+    pub fn clear(&self, name: &str) -> Result<()> {
+        let mut attr = zeroed();
+        let mut key = [0u8; 4];
+        attr.__bindgen_anon_2.map_fd = self.fd(name);
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = key.as_mut_ptr() as u64;
+        // Without a key before it: the first.
+        while bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr).is_ok() {
+            self.remove(name, &key)?;
+        }
         Ok(())
     }
 

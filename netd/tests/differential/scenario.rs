@@ -9,7 +9,7 @@ use netd_common::abi::{
 use netd_common::model::{EndpointSpec, Model, ModelFamily, NetworkSpec, PublishSpec};
 use netd_common::wire::{V4, V4Addr, V6, V6Addr, proto};
 
-use super::programs::{FLOWS, Rows, raw};
+use super::programs::{EMBRYOS, FLOWS, Rows, raw};
 use super::random::Random;
 use super::test_host::{BRIDGES, Device, LISTENERS, TestHost, VETHS};
 
@@ -47,7 +47,7 @@ pub trait LabFamily: ModelFamily {
     fn publishes(scenario: &mut Scenario) -> &mut Vec<PublishSpec<Self::Addr>>;
 }
 
-fn v6(text: &str) -> V6Addr {
+pub fn v6(text: &str) -> V6Addr {
     text.parse::<Ipv6Addr>().expect("an address").into()
 }
 
@@ -156,8 +156,6 @@ impl Scenario {
         let mut model = Model::default();
         model.v4.route = Box::new(host.route_v4());
         model.v6.route = Box::new(host.route_v6());
-        model.v4.flows.set_capacity(FLOWS as usize);
-        model.v6.flows.set_capacity(FLOWS as usize);
         configure(random, &mut model);
         host_addresses(random, &mut model, host);
         let mut containers = Vec::new();
@@ -208,6 +206,16 @@ impl Scenario {
             scenario.publish::<V6>(random);
         }
         scenario
+    }
+
+    /// These tables, and nobody to change them.
+    pub fn of(model: Model) -> Self {
+        Self {
+            model,
+            containers: Vec::new(),
+            publishes_v4: Vec::new(),
+            publishes_v6: Vec::new(),
+        }
     }
 
     fn publish<F: LabFamily>(&mut self, random: &mut Random) {
@@ -349,6 +357,16 @@ fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = &'a (u32,
 }
 
 fn configure(random: &mut Random, model: &mut Model) {
+    // Small tables are full soon.
+    let seats = *random.pick(&[2, 8, 24, 64]);
+    for confirmed in [false, true] {
+        model.set_seats::<V4>(confirmed, seats);
+        model.set_seats::<V6>(confirmed, seats);
+    }
+    model.v4.flows.set_capacity(FLOWS as usize);
+    model.v6.flows.set_capacity(FLOWS as usize);
+    model.v4.embryos.set_capacity(EMBRYOS as usize);
+    model.v6.embryos.set_capacity(EMBRYOS as usize);
     let config = &mut model.config;
     config.seed = random.next() as u32;
     config.flags |= if random.chance(25) {
