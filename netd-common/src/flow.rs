@@ -9,6 +9,7 @@
 //! Races, and their worst outcomes:
 //! - Two CPUs create the same flow at once: the second finds its reply tuple free only under another
 //!   port; its original entry is refused, its reply entry taken back, and it follows the first.
+//! - A reply comes to a flow that has only this half yet: it is dropped, and the half stays.
 //! - A flow is made to leave while its packet is under way: both halves go, and the packet finds one
 //!   or none; what is left of the flow is taken away, and its opener may open another.
 //! - Two CPUs promote at once: the second insertion finds the entry there and goes on. Only who
@@ -192,24 +193,26 @@ pub fn create<F: Family, T: Steps<F>>(
     match tables.insert_embryo(&scratch.tuple, &scratch.original) {
         Ok(()) => {}
         Err(InsertError::Exists) => {
-            tables.remove_embryo(&scratch.reply_tuple);
+            room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
             return follow_or::<F, T>(tables, scratch, DropReason::TupleConflict);
         }
         Err(InsertError::Full) => {
-            tables.remove_embryo(&scratch.reply_tuple);
+            room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
             return Err(DropReason::FlowTableFull);
         }
     }
-    if tables.flow(&scratch.tuple).is_some() {
-        // It left the embryos for the flows while we did not find it here or there.
-        tables.remove_embryo(&scratch.tuple);
-        tables.remove_embryo(&scratch.reply_tuple);
-        return Ok(());
-    }
-    room::take::<F, T>(tables, false, seat, &scratch.tuple, &scratch.original);
     if outgoing {
         tables.hold(owner, room::table::<F>(false), 1);
     }
+    if let Some(flow) = tables.flow(&scratch.tuple)
+        && flow.generation() != generation
+    {
+        // It left the embryos for the flows while we did not find it here or there.
+        room::remove_embryo::<F, T>(tables, &scratch.tuple, generation);
+        room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
+        return Ok(());
+    }
+    room::take::<F, T>(tables, false, seat, &scratch.tuple, &scratch.original);
     Ok(())
 }
 

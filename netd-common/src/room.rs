@@ -11,7 +11,7 @@
 //! | expired flows | both tables | idle beyond the lifetime of their state |
 //! | embryos, the longest idle of those looked at | embryos | a new embryo finds no free seat |
 //! | closing connections | flows | closed by both sides, or half closed and silent for [`QUIET_CLOSING`] |
-//! | flows without a connection | flows | silent for [`QUIET_DATAGRAMS`] |
+//! | flows without a connection, the longest idle first | flows | no stream, or silent for [`QUIET_STREAM`] |
 //! | either, if they found no room there | embryos | as above, and no embryo was seen |
 //! | nobody: the flow stays among the embryos | flows | only live flows were seen |
 //! | nobody: the flow is refused | embryos | only live confirmed flows were seen |
@@ -35,13 +35,14 @@ pub const FLOW_PROBES: u32 = 16;
 pub const SHARE: u32 = 4;
 /// Seconds of silence after which a half-closed connection may make room.
 pub const QUIET_CLOSING: u32 = 10;
-/// Seconds of silence after which a flow without a connection may make room, the longest silent of
-/// those looked at first. A question that was answered is silent from then on; what has packets
-/// every second is alive.
-pub const QUIET_DATAGRAMS: u32 = 1;
-/// Seats that are looked at for a flow of a container that has its share. One in four is its own,
-/// and of those some are silent: one in eight where it replaces half of its flows each second.
-pub const OWN_PROBES: u32 = 128;
+/// Seconds after which a flow without a connection counts as a stream, if it still has packets then
+/// (the kernel's ASSURED: net/netfilter/nf_conntrack_proto_udp.c). A question and its answer make
+/// room whenever there is need, a stream only after silence.
+pub const STREAM: u32 = 2;
+/// Seconds of silence after which a stream may make room (nf_conntrack_udp_timeout).
+pub const QUIET_STREAM: u32 = 30;
+/// Seats that are looked at for a flow of a container that has its share. One in four is its own.
+pub const OWN_PROBES: u32 = 64;
 
 /// Number of the family's table of confirmed flows, or of embryos.
 #[must_use]
@@ -275,7 +276,7 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
         State::TimeWait | State::Reset => worth::CLOSING + silence,
         State::Closing if silence >= QUIET_CLOSING => worth::CLOSING + silence,
         State::UdpReplied | State::EchoReplied | State::OtherReplied
-            if silence >= QUIET_DATAGRAMS =>
+            if silence >= QUIET_STREAM || !is_stream(now, silence, &slot) =>
         {
             worth::IDLE + silence
         }
@@ -286,6 +287,12 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
         return worth::GUEST;
     }
     worth
+}
+
+/// Has it had packets for longer than a question and its answer take?
+#[inline(always)]
+fn is_stream<A: Copy>(now: u32, silence: u32, slot: &Slot<A>) -> bool {
+    idle(now, slot.created()) >= silence + STREAM
 }
 
 /// Ends the flow in this seat.
@@ -317,7 +324,7 @@ pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: 
 /// Seconds that half a flow must be left alone before it counts as left over, and a closed
 /// connection before its port is taken: a flow that is just being made has one half for a moment,
 /// and the last segments of a connection may still be under way.
-const SETTLED: u32 = 2;
+pub const SETTLED: u32 = 2;
 
 /// Ends the flow that owns `scratch.reply_tuple`, if it has expired or is what is left of a flow
 /// that lost its other half; where the need is `pressing` also if both sides have closed it (RFC
@@ -378,8 +385,9 @@ fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, genera
     }
 }
 
+/// [`remove`], from the embryos only.
 #[inline(always)]
-fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+pub fn remove_embryo<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
     let Some(slot) = tables.embryo(key) else {
         return;
     };

@@ -71,6 +71,8 @@ impl<A: Copy> Slot<A> {
         generation, set_generation: u32;
         /// [`Flow::owner`].
         owner, set_owner: u32;
+        /// [`Flow::created`].
+        created, set_created: u32;
         /// [`Flow::flags`].
         flags, set_flags: u16;
         /// [`Flow::mtu`].

@@ -48,11 +48,15 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
         tables.end(slot.generation());
         return steps::OPEN;
     }
+    let now = tables.now();
     let Some(other) = room::surely::<F, T>(tables, &scratch.reply_tuple) else {
+        if reply && idle(now, slot.created()) < room::SETTLED {
+            // Another CPU is still making the flow: the half of the replies comes first.
+            return Verdict::drop(DropReason::FlowEnded).0;
+        }
         // What is left of a flow is of no use.
         return ended::<F, T>(tables, &slot);
     };
-    let now = tables.now();
     let silence = idle(now, slot.last_seen()).min(idle(now, other.last_seen()));
     if other.generation() != slot.generation() || silence > state.lifetime() {
         return ended::<F, T>(tables, &slot);

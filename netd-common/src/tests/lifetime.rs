@@ -140,6 +140,9 @@ fn half_an_embryo_is_of_no_use<F: Addresses>() {
     tables.embryos.remove(original);
     let reason = DropReason::FlowEnded;
     assert_eq!(host.server(SYN | ACK).outcome, dropped(reason));
+    assert_eq!(host.embryos(), 1, "it may be in the making");
+    host.model.pass(crate::room::SETTLED);
+    assert_eq!(host.server(SYN | ACK).outcome, dropped(reason));
     assert_eq!(host.embryos(), 0);
     assert_eq!(host.client(SYN, 8081).outcome, Outcome::Peer(C0));
     assert_eq!(host.server(SYN | ACK).outcome, out::<F>(UP0));

@@ -6,15 +6,16 @@ use super::*;
 use crate::{
     abi::{Flow, Tuple, flow_flag, table_event},
     conntrack::State,
-    room::{self, QUIET_CLOSING, QUIET_DATAGRAMS, SHARE},
+    room::{self, QUIET_CLOSING, QUIET_STREAM, SHARE, STREAM},
 };
 
 for_both_families! {
     the_longest_idle_embryo_makes_room
     a_confirmed_embryo_never_makes_room
-    a_silent_answer_among_the_embryos_makes_room
+    a_silent_stream_among_the_embryos_makes_room
     a_container_at_its_share_finds_room_while_others_have_it
     a_full_table_degrades_in_order
+    a_live_stream_does_not_make_room_for_questions
     expired_flows_make_room_without_a_daemon
     an_expired_flow_lets_nothing_in
     a_container_has_its_share_of_what_it_opens
@@ -142,25 +143,28 @@ fn a_confirmed_embryo_never_makes_room<F: Addresses>() {
     }
 }
 
-fn a_silent_answer_among_the_embryos_makes_room<F: Addresses>() {
+fn a_silent_stream_among_the_embryos_makes_room<F: Addresses>() {
     let mut host = Host::<F>::new();
     host.model.set_seats::<F>(true, 4);
     host.model.set_seats::<F>(false, 4);
     for container in [C0, C0B, N1A, N1B] {
         connected(&host, container, 1000);
     }
-    // No room there: four answered questions fill the embryos.
+    // No room there: four streams fill the embryos.
     host.model.holdings.borrow_mut().clear();
-    for sport in 1..=4 {
-        let port = asked(&host, C0, sport, 53);
-        assert_eq!(answer(&host, 53, port), Outcome::Peer(C0));
-        host.model.holdings.borrow_mut().clear();
+    for _ in 0..2 {
+        for sport in 1..=4 {
+            let port = asked(&host, C0, sport, 53);
+            assert_eq!(answer(&host, 53, port), Outcome::Peer(C0));
+            host.model.holdings.borrow_mut().clear();
+        }
+        host.model.pass(STREAM);
     }
     assert_eq!((host.flows(), host.embryos()), (8, 8));
     let syn = |port| Frame::tcp((F::CLIENT, port), (F::HOST, 8081), SYN, b"");
     let refused = dropped(DropReason::FlowTableFull);
     assert_eq!(host.arrive(UP0, syn(1)).outcome, refused);
-    host.model.pass(QUIET_DATAGRAMS);
+    host.model.pass(QUIET_STREAM);
     assert_eq!(host.arrive(UP0, syn(2)).outcome, Outcome::Peer(C0));
     assert_eq!(embryos_of(&host, table_event::EVICTED_IDLE), 1);
     // What no reply has confirmed goes first.
@@ -193,7 +197,7 @@ fn a_container_at_its_share_finds_room_while_others_have_it<F: Addresses>() {
 fn a_full_table_degrades_in_order<F: Addresses>() {
     let mut host = Host::<F>::new();
     host.model.set_seats::<F>(true, 16);
-    // Twelve live connections, two closing ones, two idle UDP flows.
+    // Twelve live connections, two closing ones, a question that was answered, a silent stream.
     let mut live = Vec::new();
     for container in [C0, C0B, N1A] {
         for sport in 1..=4 {
@@ -207,9 +211,13 @@ fn a_full_table_degrades_in_order<F: Addresses>() {
     for sport in [3, 4] {
         let port = asked(&host, N1B, sport, 53);
         assert_eq!(answer(&host, 53, port), Outcome::Peer(N1B));
+        if sport == 4 {
+            host.model.pass(STREAM);
+            assert_eq!(answer(&host, 53, port), Outcome::Peer(N1B));
+        }
     }
     assert_eq!(host.flows(), 32);
-    host.model.pass(QUIET_DATAGRAMS.max(QUIET_CLOSING));
+    host.model.pass(QUIET_STREAM.max(QUIET_CLOSING));
     // As the daemon would raise the limits of containers: their share is not what is tested here.
     host.model.holdings.borrow_mut().clear();
     for (sport, closing, idle) in [(11, 1, 0), (12, 2, 0), (13, 2, 1), (14, 2, 2)] {
@@ -227,6 +235,31 @@ fn a_full_table_degrades_in_order<F: Addresses>() {
         let back = Frame::tcp((F::CLIENT, 80), (F::HOST, port), ACK, b"data");
         assert_eq!(host.arrive(UP0, back).outcome, Outcome::Peer(container));
     }
+}
+
+fn a_live_stream_does_not_make_room_for_questions<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    host.model.set_seats::<F>(true, 16);
+    let stream = asked(&host, C0, 1, 5004);
+    let talk = |host: &Host<F>| {
+        asked(host, C0, 1, 5004);
+        assert_eq!(answer(host, 5004, stream), Outcome::Peer(C0));
+    };
+    talk(&host);
+    host.model.pass(STREAM);
+    talk(&host);
+    for sport in 1000..2000 {
+        for container in [C0, C0B] {
+            let port = asked(&host, container, sport, 53);
+            assert_eq!(answer(&host, 53, port), Outcome::Peer(container));
+        }
+        if sport % 100 == 0 {
+            host.model.pass(1);
+            talk(&host);
+        }
+    }
+    let rows = F::tables(&host.model).flows.rows();
+    assert!(rows.keys().any(|key| key.dport == 5004u16.to_be_bytes()));
 }
 
 fn expired_flows_make_room_without_a_daemon<F: Addresses>() {

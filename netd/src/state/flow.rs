@@ -46,8 +46,10 @@ pub struct FlowView {
     pub sent: Option<Counters>,
     /// Those of the replies.
     pub received: Option<Counters>,
-    /// The half that is missing. It is put back by the next packet of the other.
+    /// The half that is missing. The flow ends with the next packet of the other.
     pub missing: Option<Half>,
+    /// When the flow began.
+    pub began: Timestamp,
     /// When the last packet was seen, in either direction.
     pub last_seen: Timestamp,
     /// Seconds since then.
@@ -339,6 +341,7 @@ fn view<F: Family>(
     context: &Context<'_>,
 ) -> FlowView {
     let present = [halves.original, halves.reply].into_iter().flatten();
+    let began = present.clone().map(|e| e.flow.created).min().unwrap_or(0);
     let newest = present.clone().map(|e| e.flow.last_seen).max().unwrap_or(0);
     // Both halves bear the same state; one of them is always there.
     let (flow, embryo) = halves
@@ -381,6 +384,7 @@ fn view<F: Family>(
             (_, None) => Some(Half::Reply),
             _ => None,
         },
+        began: context.clock.time_of(began),
         last_seen: context.clock.time_of(newest),
         idle_seconds: idle,
         expires_in_seconds: state.map_or(0, |s| s.lifetime().saturating_sub(idle)),

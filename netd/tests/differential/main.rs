@@ -211,15 +211,8 @@ impl<'a> Differential<'a> {
     }
 
     fn forget<F: LabFamily>(&mut self) -> Result<()> {
-        for name in [F::FLOWS, F::EMBRYOS] {
-            for (key, _) in self
-                .programs
-                .entries::<Tuple<F::Addr>, Flow<F::Addr>>(name)?
-            {
-                self.programs.remove(name, &raw(&key))?;
-            }
-        }
-        Ok(())
+        self.programs.forget::<F>(F::FLOWS)?;
+        self.programs.forget::<F>(F::EMBRYOS)
     }
 
     /// What time and a daemon that dies do to flows: they or their routes grow old, one is left

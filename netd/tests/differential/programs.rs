@@ -10,8 +10,9 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use netd::dataplane::{Features, OBJECT};
-use netd_common::abi::{DropKey, Verdicts, map};
+use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, map};
 use netd_common::pipeline::Meta;
+use netd_common::wire::Family;
 
 /// Keys and values of a map, as bytes.
 pub type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -117,6 +118,14 @@ impl Programs {
         // Without a key before it: the first.
         while bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr).is_ok() {
             self.remove(name, &key)?;
+        }
+        Ok(())
+    }
+
+    /// Removes all flows from one of their tables.
+    pub fn forget<F: Family>(&self, name: &str) -> Result<()> {
+        for (key, _) in self.entries::<Tuple<F::Addr>, Flow<F::Addr>>(name)? {
+            self.remove(name, &raw(&key))?;
         }
         Ok(())
     }

@@ -358,7 +358,7 @@ fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = &'a (u32,
 
 fn configure(random: &mut Random, model: &mut Model) {
     // Small tables are full soon.
-    let seats = *random.pick(&[2, 8, 24, 64]);
+    let seats = *random.pick(&[2, 2, 8, 24, 64]);
     for confirmed in [false, true] {
         model.set_seats::<V4>(confirmed, seats);
         model.set_seats::<V6>(confirmed, seats);

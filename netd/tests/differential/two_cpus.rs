@@ -20,11 +20,14 @@ use super::scenario::{LabFamily, Scenario, v6};
 use super::test_host::TestHost;
 
 const CONTAINERS: usize = 4;
+/// In every other round: few flows, which both CPUs are at all the time.
+const NARROW: usize = 2;
 /// Room for a few embryos: they evict each other all the time.
-const EMBRYO_SEATS: u32 = 8;
+const EMBRYO_SEATS: u32 = 3;
 const FLOW_SEATS: u32 = 32;
-const ROUNDS: usize = 60;
-const PACKETS: usize = 1500;
+/// What happens at once happens while flows begin: many short rounds, each from empty tables.
+const ROUNDS: usize = 2500;
+const PACKETS: usize = 40;
 const PORT: u16 = 61000;
 
 const FLAGS: [u8; 6] = [2, 2 | 16, 16, 16, 1 | 16, 4];
@@ -42,29 +45,38 @@ pub fn run(host: &TestHost, seed: u64) -> Result<usize> {
     }
     let mut seen = 0;
     for round in 0..ROUNDS {
-        let barrier = Barrier::new(2);
+        programs.clear(map::HOLDINGS)?;
+        for name in [map::FLOWS_V4, map::EMBRYOS_V4] {
+            programs.forget::<V4>(name)?;
+        }
+        for name in [map::FLOWS_V6, map::EMBRYOS_V6] {
+            programs.forget::<V6>(name)?;
+        }
+        let (barrier, programs) = (Barrier::new(2), &programs);
         let run = |cpu: usize| -> Result<()> {
             pin(cpu)?;
             let mut random = Random::new(seed ^ (round * 2 + cpu) as u64);
             barrier.wait();
+            let narrow = round % 2 == 1;
             for _ in 0..PACKETS {
                 if random.chance(50) {
-                    shoot::<V4>(&mut random, host, &programs)?;
+                    shoot::<V4>(&mut random, host, programs, narrow)?;
                 } else {
-                    shoot::<V6>(&mut random, host, &programs)?;
+                    shoot::<V6>(&mut random, host, programs, narrow)?;
                 }
             }
             Ok(())
         };
         std::thread::scope(|scope| {
+            let run = &run;
             let threads = [0, 1].map(|cpu| scope.spawn(move || run(cpu)));
             threads
                 .into_iter()
                 .try_for_each(|thread| thread.join().expect("no panic"))
         })?;
-        seen += judge::<V4>(&programs, [flow_table::EMBRYOS_V4, flow_table::FLOWS_V4])
+        seen += judge::<V4>(programs, [flow_table::EMBRYOS_V4, flow_table::FLOWS_V4])
             .and_then(|v4| {
-                let v6 = judge::<V6>(&programs, [flow_table::EMBRYOS_V6, flow_table::FLOWS_V6])?;
+                let v6 = judge::<V6>(programs, [flow_table::EMBRYOS_V6, flow_table::FLOWS_V6])?;
                 Ok(v4 + v6)
             })
             .with_context(|| format!("after round {round}"))?;
@@ -151,11 +163,17 @@ impl Storm for V6 {
 }
 
 /// A packet of a container to the client, or the client's to the one port.
-fn shoot<F: Storm>(random: &mut Random, host: &TestHost, programs: &Programs) -> Result<()> {
-    let container = random.below(CONTAINERS as u64) as usize;
-    let there = (F::client(), 80 + random.below(3) as u16);
-    let inside = (F::inside(container), 1000 + random.below(2) as u16);
-    let udp = random.chance(40);
+fn shoot<F: Storm>(
+    random: &mut Random,
+    host: &TestHost,
+    programs: &Programs,
+    narrow: bool,
+) -> Result<()> {
+    let (containers, ports) = if narrow { (NARROW, 1) } else { (CONTAINERS, 3) };
+    let container = random.below(containers as u64) as usize;
+    let there = (F::client(), 80 + random.below(ports) as u16);
+    let inside = (F::inside(container), 1000 + random.below(ports * 4) as u16);
+    let udp = !narrow && random.chance(40);
     let flags = *random.pick(&FLAGS);
     let frame = |from, to| {
         if udp {
