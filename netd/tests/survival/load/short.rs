@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use netd::lab::{Namespace, StandardHost};
 
 use super::Stop;
-use super::wire::{ACK, FIN, SYN, Segment, Wire};
+use super::wire::{ACK, FIN, Port, SYN, Segment, Wire};
 
 /// The addresses of the flows that are not the container's: 198.18.128.0/17, which the host routes to the client.
 pub const POOL: Ipv4Addr = Ipv4Addr::new(198, 18, 128, 0);
@@ -19,6 +19,8 @@ const PORTS: u32 = 8000;
 const FIRST_PORT: u16 = 1024;
 /// Flows that may wait for their answers: less than every queue on the way has room for.
 const WINDOW: usize = 512;
+/// Port of containers that published ports lead to.
+pub const INSIDE: u16 = 7000;
 /// After this a question is asked again, as any client would.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is asked before the flow counts as failed.
@@ -106,15 +108,40 @@ pub fn open(host: &StandardHost, name: &str, kind: Kind, numbers: Range<u32>) ->
     let bridge = StandardHost::network(container.network).bridge;
     let gateway = host.host.mac(bridge).expect("the bridge's MAC");
     let uplink = host.host.mac("up0").expect("the uplink's MAC");
-    let inside = Wire::open(&container.namespace, "eth0", gateway).expect("a packet socket");
-    let outside = Wire::open(&host.client, "eth0", uplink).expect("a packet socket");
-    let (asker, mut wire, _reflector) = if kind.published.is_some() {
-        let reflector = Reflector::start(&container.namespace, inside);
-        (&host.client, outside, reflector)
-    } else {
-        let reflector = Reflector::start(&host.client, outside);
-        (&container.namespace, inside, reflector)
+    let client = &host.client;
+    let (asker, wire, _reflector) = match kind.published {
+        Some((_, port)) => {
+            let (inside, outside) = (
+                Wire::open(
+                    &container.namespace,
+                    "eth0",
+                    gateway,
+                    Port::Destination(INSIDE),
+                ),
+                Wire::open(client, "eth0", uplink, Port::Source(port)),
+            );
+            let inside = inside.expect("a packet socket");
+            (
+                client,
+                outside,
+                Reflector::start(&container.namespace, inside),
+            )
+        }
+        None => {
+            let port = service(kind);
+            let (inside, outside) = (
+                Wire::open(&container.namespace, "eth0", gateway, Port::Source(port)),
+                Wire::open(client, "eth0", uplink, Port::Destination(port)),
+            );
+            let outside = outside.expect("a packet socket");
+            (
+                &container.namespace,
+                inside,
+                Reflector::start(client, outside),
+            )
+        }
     };
+    let mut wire = wire.expect("a packet socket");
     asker.run(|| ask(&mut wire, kind, numbers))
 }
 
@@ -202,6 +229,11 @@ fn ask(wire: &mut Wire, kind: Kind, numbers: Range<u32>) -> Outcome {
     outcome
 }
 
+/// Port of the pool that containers ask.
+fn service(kind: Kind) -> u16 {
+    if kind.tcp { 8 } else { 7 }
+}
+
 fn question(kind: Kind, number: u32, flags: u8) -> Segment {
     let far = Ipv4Addr::from(u32::from(POOL) + number / PORTS);
     let port = FIRST_PORT + (number % PORTS) as u16;
@@ -214,7 +246,7 @@ fn question(kind: Kind, number: u32, flags: u8) -> Segment {
         },
         None => Segment {
             source: (kind.container, port),
-            destination: (far, 7),
+            destination: (far, service(kind)),
             tcp,
         },
     }
@@ -230,7 +262,7 @@ fn number_of(kind: Kind, answer: &Segment) -> Option<u32> {
             answer.destination.0
         }
         None => {
-            if answer.destination.0 != kind.container || answer.source.1 != 7 {
+            if answer.destination.0 != kind.container || answer.source.1 != service(kind) {
                 return None;
             }
             answer.source.0

@@ -47,6 +47,13 @@ impl Segment {
     }
 }
 
+/// Which frames a [`Wire`] receives: those with this port.
+#[derive(Clone, Copy, Debug)]
+pub enum Port {
+    Source(u16),
+    Destination(u16),
+}
+
 /// An AF_PACKET socket on a device.
 pub struct Wire {
     socket: OwnedFd,
@@ -58,8 +65,13 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Sends from `device` to the neighbour with that MAC, and receives what comes in there.
-    pub fn open(namespace: &Namespace, device: &str, neighbour: Mac) -> io::Result<Self> {
+    /// Sends from `device` to the neighbour with that MAC, and receives what comes in there with that port.
+    pub fn open(
+        namespace: &Namespace,
+        device: &str,
+        neighbour: Mac,
+        wanted: Port,
+    ) -> io::Result<Self> {
         let ifindex = namespace.ifindex(device).map_err(io::Error::other)?;
         let own = namespace.mac(device).map_err(io::Error::other)?;
         let protocol = (libc::ETH_P_IP as u16).to_be();
@@ -86,6 +98,7 @@ impl Wire {
         wire.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
         wire.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER)?;
         wire.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        wire.filter(wanted)?;
         wire.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
         // SAFETY: plain data for which all zeroes is a value.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -116,6 +129,43 @@ impl Wire {
                 option,
                 (&raw const value).cast(),
                 size_of_val(&value) as libc::socklen_t,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Has the kernel pass over all other frames, so that several sockets of a device do not cost each other time.
+    fn filter(&self, wanted: Port) -> io::Result<()> {
+        const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+        const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let (offset, port) = match wanted {
+            Port::Source(port) => (IP, port),
+            Port::Destination(port) => (IP + 2, port),
+        };
+        let code = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut program = [
+            code(LOAD_HALF, 0, 0, offset as u32),
+            code(JUMP_EQUAL, 0, 1, port.into()),
+            code(RETURN, 0, 0, u32::MAX),
+            code(RETURN, 0, 0, 0),
+        ];
+        let program = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: the value is as long as said, and points to as many instructions as it says; all outlive the call.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of_val(&program) as libc::socklen_t,
             )
         };
         if result == 0 {
@@ -216,24 +266,6 @@ impl Wire {
         Ok(frames
             .filter_map(|(frame, message)| read(&frame[..(message.msg_len as usize).min(LENGTH)]))
             .collect())
-    }
-
-    /// Frames that the socket had no room for since this was asked last.
-    pub fn overflowed(&self) -> u32 {
-        // SAFETY: plain numbers, for which zeros are values.
-        let mut statistics: libc::tpacket_stats = unsafe { std::mem::zeroed() };
-        let mut length = size_of_val(&statistics) as libc::socklen_t;
-        // SAFETY: the buffer is as long as said.
-        unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                (&raw mut statistics).cast(),
-                &raw mut length,
-            )
-        };
-        statistics.tp_drops
     }
 }
 
