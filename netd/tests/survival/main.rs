@@ -4,7 +4,9 @@
 
 mod daemon_dead;
 mod load;
+mod nat_exhaustion;
 mod programs;
 mod restart;
 mod short_flows;
+mod syn_flood;
 mod world;
