@@ -72,12 +72,20 @@ pub mod map {
     pub const TABLE_EVENTS: &str = "TABLE_EVENTS";
     /// Ring buffer of [`super::NatPressure`], sampled.
     pub const NAT_EVENTS: &str = "NAT_EVENTS";
+    /// [`super::Tuple`] → [`super::KernelFlow`]: IPv4 flows that the kernel's own conntrack owned
+    /// when netd came, two entries each.
+    pub const KERNEL_FLOWS_V4: &str = "KERNEL_FLOWS_V4";
+    /// The same for IPv6.
+    pub const KERNEL_FLOWS_V6: &str = "KERNEL_FLOWS_V6";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
     pub const DROP_EVENTS: &str = "DROP_EVENTS";
     /// [`super::Verdicts`] per hook, per CPU; index [`super::hook`].
     pub const VERDICTS: &str = "VERDICTS";
+    /// [`super::SocketKey`] → [`super::SocketPeer`]: sockets of the host that were led to a
+    /// container, LRU.
+    pub const SOCKETS: &str = "SOCKETS";
 }
 
 /// Hook numbers: index in `VERDICTS`, and `hook` of drop counters and events.
@@ -92,13 +100,39 @@ pub mod hook {
     pub const BRIDGE_IN: u8 = 3;
     /// tcx egress of a managed bridge.
     pub const BRIDGE_OUT: u8 = 4;
+    /// Hooks below this number see packets; the others see calls of the host's sockets.
+    pub const PACKETS: u8 = 5;
+    /// cgroup: connect() of an IPv4 socket, or to an IPv4 address.
+    pub const CONNECT4: u8 = 5;
+    /// cgroup: connect() of an IPv6 socket.
+    pub const CONNECT6: u8 = 6;
+    /// cgroup: sendmsg() of a UDP socket to an IPv4 address.
+    pub const SENDMSG4: u8 = 7;
+    /// cgroup: sendmsg() of a UDP socket to an IPv6 address.
+    pub const SENDMSG6: u8 = 8;
+    /// cgroup: recvmsg() of an IPv4 UDP socket.
+    pub const RECVMSG4: u8 = 9;
+    /// cgroup: recvmsg() of an IPv6 UDP socket.
+    pub const RECVMSG6: u8 = 10;
+    /// cgroup: getpeername() of an IPv4 socket.
+    pub const GETPEERNAME4: u8 = 11;
+    /// cgroup: getpeername() of an IPv6 socket.
+    pub const GETPEERNAME6: u8 = 12;
     /// How many there are.
-    pub const COUNT: u8 = 5;
+    pub const COUNT: u8 = 13;
 
     /// Name for people and JSON.
     #[must_use]
     pub fn name(hook: u8) -> &'static str {
         match hook {
+            CONNECT4 => "connect4",
+            CONNECT6 => "connect6",
+            SENDMSG4 => "sendmsg4",
+            SENDMSG6 => "sendmsg6",
+            RECVMSG4 => "recvmsg4",
+            RECVMSG6 => "recvmsg6",
+            GETPEERNAME4 => "getpeername4",
+            GETPEERNAME6 => "getpeername6",
             FROM_ENDPOINT => "from_endpoint",
             TO_ENDPOINT => "to_endpoint",
             FROM_UPLINK => "from_uplink",
@@ -119,6 +153,11 @@ pub mod config_flag {
     pub const DRAIN: u32 = 4;
     /// There may be flows that the kernel's own NAT owned before netd came.
     pub const KERNEL_FLOWS: u32 = 8;
+    /// What says how things stand, not what is wanted: these bits come and go while netd is in
+    /// force, and no reading of the file or the host changes them.
+    pub const PASSING: u32 = DRAIN | KERNEL_FLOWS;
+    /// Any of these: what netd does not know is left to the kernel and its rules.
+    pub const YIELDS: u32 = ACCELERATE | DRAIN;
 }
 
 /// The one element of `CONFIG`.
@@ -647,6 +686,67 @@ impl<A: crate::wire::Address> Flow<A> {
     }
 }
 
+/// [`KernelFlow::flags`].
+pub mod kernel_flow_flag {
+    /// A FIN was seen in this direction.
+    pub const FIN: u32 = 1;
+    /// A RST was seen in this direction, and nothing but RSTs after it.
+    pub const RST: u32 = 2;
+}
+
+/// One direction of a flow that the kernel's own conntrack owned when netd came: its packets are
+/// passed to the kernel until the flow was idle for its lifetime.
+///
+/// The keys are the two tuples of the kernel's entry as packets bear them when they *arrive*:
+/// before the kernel translates them (`IPCT_TUPLE_ORIG` and `IPCT_TUPLE_REPLY`). A packet that the
+/// kernel has translated bears the other tuple, reversed.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelFlow<A> {
+    /// CLOCK_MONOTONIC seconds of the last packet of this direction. It may lie before the machine
+    /// started: differences count, modulo 2³².
+    pub last_seen: u32,
+    /// Seconds without a packet in either direction after which the kernel forgets the flow.
+    pub lifetime: u32,
+    /// [`kernel_flow_flag`] bits.
+    pub flags: u32,
+    /// Key of the other direction's entry.
+    pub other: Tuple<A>,
+}
+
+/// A socket of the host and the container that it was led to. One unconnected UDP socket can have
+/// many.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketKey {
+    /// The kernel's cookie of the socket (SO_COOKIE): never used twice.
+    pub cookie: u64,
+    /// Address of the container; IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+    pub addr: V6Addr,
+    /// Port of the container, wire order.
+    pub port: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 5],
+}
+
+/// What the program asked for, and whom it got.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketPeer {
+    /// The host address that the program named; IPv4 as `::ffff:a.b.c.d`.
+    pub addr: V6Addr,
+    /// The host port that it named, wire order.
+    pub port: [u8; 2],
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+    /// Host veth of the container, to which alone the socket's packets may go.
+    pub ifindex: u32,
+    /// CLOCK_MONOTONIC seconds of the last connect() or sendmsg().
+    pub seen: u32,
+}
+
 /// What a drop is counted by.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -773,12 +873,16 @@ wire! {
     Tuple<V6Addr> = 40,
     Flow<V4Addr> = 88,
     Flow<V6Addr> = 112,
+    SocketKey = 32,
+    SocketPeer = 28,
     Seat<V4Addr> = 24,
     Seat<V6Addr> = 48,
     Hand = 64,
     Holding = 32,
     TableEvents = 64,
     NatPressure = 40,
+    KernelFlow<V4Addr> = 28,
+    KernelFlow<V6Addr> = 52,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,

@@ -9,6 +9,7 @@ use crate::{
         gateway_mode, local_kind, network_flag, uplink_flag,
     },
     drop::DropReason,
+    kernel_flow,
     sabotage::{Check, enforced},
     tables::{Policy, Route, Scratch, Tables},
     wire::{Address, Family, V4Addr, proto, tcp_flag},
@@ -181,6 +182,17 @@ pub fn decide<F: Family, T: Tables<F>>(
     if tables.policy(&scratch.tuple, origin.ifindex) == Policy::Drop {
         return Err(DropReason::Policy);
     }
+    if origin.fresh != 0
+        && kernel_flow::any(config)
+        && kernel_flow::owns_arriving::<F, T>(
+            tables,
+            &scratch.tuple,
+            &mut scratch.socket,
+            tcp_flags,
+        )
+    {
+        return Ok(Action::Pass);
+    }
     let from_container = origin.network != 0;
     let own = if from_container {
         tables.network(origin.network)
@@ -216,7 +228,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 
 /// The publish that a local destination matches: of the exact address, else of any.
 #[inline(always)]
-fn published<'t, F: Family, T: Tables<F>>(
+pub(crate) fn published<'t, F: Family, T: Tables<F>>(
     tables: &'t T,
     tuple: &Tuple<F::Addr>,
 ) -> Option<&'t Backend<F::Addr>> {
@@ -229,10 +241,11 @@ fn published<'t, F: Family, T: Tables<F>>(
     tables.backend(tuple.proto, &F::Addr::default(), tuple.dport)
 }
 
-/// In accelerate mode the kernel may own a connection whose beginning netd did not see.
+/// Where netd yields to the kernel's rules, the kernel may own a connection whose beginning netd did
+/// not see.
 #[inline(always)]
 fn kernel_may_own(config: &Config, tuple_proto: u8, tcp_flags: u8) -> bool {
-    config.flags & config_flag::ACCELERATE != 0
+    config.flags & config_flag::YIELDS != 0
         && tuple_proto == proto::TCP
         && tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) != tcp_flag::SYN
 }
@@ -357,9 +370,9 @@ fn direct<F: Family, T: Tables<F>>(
 ) -> Result<Action, DropReason> {
     let tuple = &scratch.tuple;
     let from_container = origin.network != 0;
-    let accelerate = config.flags & config_flag::ACCELERATE != 0;
+    let yields = config.flags & config_flag::YIELDS != 0;
     let Some(target) = tables.endpoint_of(&tuple.dst) else {
-        return if accelerate {
+        return if yields {
             Ok(Action::Pass)
         } else {
             Err(DropReason::UnknownEndpoint)

@@ -22,6 +22,7 @@ use crate::{
     conntrack::State,
     decide::Leg,
     drop::DropReason,
+    kernel_flow,
     nat::{PORT_ATTEMPTS, PRESSURE_ATTEMPTS, RANDOM_ATTEMPTS, source_port},
     parse::Parsed,
     room,
@@ -311,6 +312,9 @@ pub fn try_source_port<F: Family, T: Steps<F>>(
     };
     scratch.original.sport = port;
     scratch.reply_tuple.dport = port;
+    if kernel_flow::reserves::<F, T>(tables, config, &scratch.reply_tuple) {
+        return attempt::TAKEN;
+    }
     // Free, or made free: nobody is asked to leave before the random tries have failed.
     if tables.reclaim(u32::from(number >= RANDOM_ATTEMPTS)) == 0 {
         return attempt::TAKEN;
@@ -359,13 +363,23 @@ pub fn promote<F: Family, T: Steps<F>>(
     };
     // `original` and `reply` of the flow, whichever way this packet goes.
     let (original_slot, reply_slot) = if reply { (other, slot) } else { (slot, other) };
-    scratch.original = original_slot.load();
-    scratch.reply = reply_slot.load();
     let (original_key, reply_key) = if reply {
         (&scratch.reply_tuple, &scratch.parsed.tuple)
     } else {
         (&scratch.parsed.tuple, &scratch.reply_tuple)
     };
+    scratch.original = original_slot.load();
+    scratch.reply = reply_slot.load();
+    // Whoever was made to leave meanwhile has given its memory to another flow, and that is what
+    // was loaded. A generation is never used twice: both are still there if theirs are.
+    let are_theirs = [original_key, reply_key].into_iter().all(|key| {
+        tables
+            .embryo(key)
+            .is_some_and(|slot| slot.generation() == generation)
+    });
+    if !are_theirs {
+        return Ok(());
+    }
     match tables.insert_flow(reply_key, &scratch.reply) {
         Ok(()) => {}
         Err(InsertError::Exists) => {

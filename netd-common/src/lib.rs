@@ -13,7 +13,8 @@
 //! | [`flow`] | creating, promoting, healing and ending flows |
 //! | [`nat`] | rewriting a packet, choosing a source port |
 //! | [`mod@decide`] | what happens to a new flow |
-//! | [`pipeline`] | the four hooks |
+//! | [`pipeline`] | the hooks of packets |
+//! | [`host_access`] | the host's own sockets and published ports |
 //!
 //! Nothing here performs I/O, reads a clock or owns a map: the traits in [`packet`] and [`tables`]
 //! are implemented by `netd-ebpf` over skbs and BPF maps, and by [`model`] natively.
@@ -25,6 +26,8 @@ pub mod conntrack;
 pub mod decide;
 pub mod drop;
 pub mod flow;
+pub mod host_access;
+pub mod kernel_flow;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod nat;

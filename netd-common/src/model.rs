@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use self::{
-    flows::FlowTable,
+    flows::{FlowTable, KernelFlowTable},
     host::{EndpointSpec, NetworkSpec, PublishSpec, port_prefixes},
     prefix::LongestPrefix,
 };
@@ -26,15 +26,15 @@ pub use self::{
 use crate::{
     abi::{
         Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, Subnet, Tuple, Uplink, flow_table, hook, local_kind, network_flag,
-        port_prefix_base, port_word, table_event,
+        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
+        local_kind, network_flag, port_prefix_base, port_word, table_event,
     },
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, Packet, SlicePacket},
     pipeline::{self, Meta, Verdict, steps},
     room,
-    tables::{InsertError, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
+    tables::{InsertError, KernelSlot, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
     wire::{Family, V4, V6, Wire},
 };
 
@@ -57,6 +57,10 @@ pub struct Model {
     pub uplinks: HashMap<u32, Uplink>,
     /// `PORTS`.
     pub ports: Vec<u64>,
+    /// `SOCKETS`.
+    pub sockets: HashMap<SocketKey, SocketPeer>,
+    /// Cookie of the socket that sends the packets.
+    pub socket_cookie: u64,
     /// IPv4.
     pub v4: FamilyTables<V4>,
     /// IPv6.
@@ -88,6 +92,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `KERNEL_FLOWS_*`.
+    pub kernel_flows: KernelFlowTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
     pub listeners: HashSet<(u8, F::Addr, u16)>,
     /// The route tables.
@@ -135,6 +141,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            kernel_flows: KernelFlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
             policy: Box::new(|_, _| Policy::Return),
@@ -161,6 +168,8 @@ impl Default for Model {
             trusted: HashSet::new(),
             uplinks: HashMap::new(),
             ports: vec![0; PORT_WORDS as usize],
+            sockets: HashMap::new(),
+            socket_cookie: 0,
             v4: FamilyTables::default(),
             v6: FamilyTables::default(),
             holdings: RefCell::default(),
@@ -379,6 +388,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn nat_pressure(&self, attempts: u32, exhausted: bool) {
         self.pressure.borrow_mut().push((attempts, exhausted));
     }
+    fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
+        F::tables(self).kernel_flows.slot(key)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -391,6 +403,12 @@ impl<F: ModelFamily> Tables<F> for Model {
         let listeners = &F::tables(self).listeners;
         listeners.contains(&(tuple.proto, tuple.dst, port))
             || listeners.contains(&(tuple.proto, F::Addr::default(), port))
+    }
+    fn socket_cookie(&self) -> u64 {
+        self.socket_cookie
+    }
+    fn socket_peer(&self, key: &SocketKey) -> u32 {
+        self.sockets.get(key).map_or(0, |peer| peer.ifindex)
     }
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
         (F::tables(self).policy)(tuple, ifindex)
@@ -432,6 +450,9 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn try_source_port(&self, attempt: u32) -> u32 {
         steps::try_source_port::<F, _>(self, attempt)
+    }
+    fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
+        steps::kernel_forwards::<F, P, _>(packet, self, translated)
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

@@ -3,7 +3,10 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{Backend, Config, Endpoint, EndpointAddress, Flow, Network, Seat, Tuple, Uplink},
+    abi::{
+        Backend, Config, Endpoint, EndpointAddress, Flow, KernelFlow, Network, Seat, SocketKey,
+        Tuple, Uplink,
+    },
     drop::DropReason,
     parse::Parsed,
     wire::Family,
@@ -91,6 +94,31 @@ impl<A: Copy> Slot<A> {
         sport, set_sport: [u8; 2];
         /// [`Flow::dport`].
         dport, set_dport: [u8; 2];
+    }
+}
+
+/// A [`KernelFlow`] inside a map; see [`Slot`].
+#[derive(Clone, Copy)]
+pub struct KernelSlot<A>(NonNull<KernelFlow<A>>);
+
+impl<A: Copy> KernelSlot<A> {
+    /// # Safety
+    /// `pointer` must be a value of a map of kernel flows that stays mapped while the slot is used.
+    #[must_use]
+    #[inline(always)]
+    pub unsafe fn new(pointer: NonNull<KernelFlow<A>>) -> Self {
+        Self(pointer)
+    }
+
+    fields! {
+        /// [`KernelFlow::last_seen`].
+        last_seen, set_last_seen: u32;
+        /// [`KernelFlow::lifetime`].
+        lifetime, set_lifetime: u32;
+        /// [`KernelFlow::flags`].
+        flags, set_flags: u32;
+        /// [`KernelFlow::other`].
+        other, set_other: Tuple<A>;
     }
 }
 
@@ -250,6 +278,8 @@ pub trait Tables<F: Family> {
     fn count(&self, table: usize, event: usize);
     /// Tells the daemon that the flow in [`Scratch`] found this many source ports taken.
     fn nat_pressure(&self, attempts: u32, exhausted: bool);
+    /// `KERNEL_FLOWS_*`; asked only while [`crate::abi::config_flag::KERNEL_FLOWS`] is set.
+    fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>>;
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
     /// [`Scratch::route`].
     ///
@@ -259,6 +289,10 @@ pub trait Tables<F: Family> {
     fn route(&self) -> Result<(), DropReason>;
     /// Would a socket of the host take a new packet with this tuple?
     fn host_listens(&self, tuple: &Tuple<F::Addr>) -> bool;
+    /// Cookie of the socket that sends the packet; 0: none, or it is not known.
+    fn socket_cookie(&self) -> u64;
+    /// `SOCKETS`: host veth of the container that this socket was led to, or 0.
+    fn socket_peer(&self, key: &SocketKey) -> u32;
     /// Asks the user's policy about a new flow: `tuple` as sent, `ifindex` where it arrived.
     #[inline(always)]
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
@@ -292,6 +326,8 @@ pub trait Steps<F: Family>: Tables<F> {
     fn promote(&self) -> u32;
     /// [`crate::pipeline::steps::try_source_port`].
     fn try_source_port(&self, attempt: u32) -> u32;
+    /// [`crate::pipeline::steps::kernel_forwards`].
+    fn kernel_forwards<P: crate::packet::Packet>(&self, packet: &mut P, translated: u32) -> u32;
     /// [`crate::flow::end`].
     fn end(&self, generation: u32);
     /// [`crate::room::reclaim`]; 1: the tuple is free now.

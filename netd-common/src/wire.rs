@@ -45,6 +45,14 @@ impl V6Addr {
     pub const fn word(&self, i: usize) -> u32 {
         word(&self.0, i)
     }
+
+    /// The IPv4 address that `::ffff:a.b.c.d` stands for.
+    #[must_use]
+    #[inline(always)]
+    pub fn unmapped(&self) -> Option<V4Addr> {
+        let is_mapped = self.word(0) | self.word(1) == 0 && self.word(2) == u32::from_be(0xffff);
+        is_mapped.then(|| V4Addr(self.word(3).to_ne_bytes()))
+    }
 }
 
 // Word by word: comparing the arrays would call bcmp, which BPF does byte by byte.
@@ -322,6 +330,10 @@ pub trait Address: Wire + Default + Eq + core::fmt::Debug {
     fn padded(&self) -> [u8; 16];
     /// The inverse of [`Address::padded`].
     fn from_padded(bytes: &[u8; 16]) -> Self;
+    /// As an IPv6 address; IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+    fn mapped(&self) -> V6Addr;
+    /// 127.0.0.1 or `::1`.
+    const LOOPBACK: Self;
     /// The address as 32-bit words for hashing; IPv4 has one.
     fn fold(&self) -> u32;
 }
@@ -360,6 +372,12 @@ impl Address for V4Addr {
     fn from_padded(b: &[u8; 16]) -> Self {
         Self([b[0], b[1], b[2], b[3]])
     }
+    #[inline(always)]
+    fn mapped(&self) -> V6Addr {
+        let [a, b, c, d] = self.0;
+        V6Addr([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+    const LOOPBACK: Self = Self([127, 0, 0, 1]);
     #[inline(always)]
     fn fold(&self) -> u32 {
         self.word()
@@ -402,6 +420,11 @@ impl Address for V6Addr {
     fn from_padded(b: &[u8; 16]) -> Self {
         Self(*b)
     }
+    #[inline(always)]
+    fn mapped(&self) -> V6Addr {
+        *self
+    }
+    const LOOPBACK: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     #[inline(always)]
     fn fold(&self) -> u32 {
         self.word(0)

@@ -11,6 +11,7 @@ use netd_common::{
         AnyTuple, DROP_EVENTS_PER_SECOND, DROP_SLOT_SECONDS, DROP_SLOTS, DropEvent, DropSlot,
         NAT_EVENTS_PER_SECOND, NatPressure,
     },
+    host_access::answer,
     pipeline::{Meta, Verdict, any_tuple, drop_key},
     tables::Tables,
     wire::{V4, V6},
@@ -37,6 +38,21 @@ pub fn redirected(hook: u8, slow: bool) {
                 (*v).decided += 1;
             } else {
                 (*v).forwarded += 1;
+            }
+        }
+    }
+}
+
+/// Counts a call of a socket by what was made of it, a [`answer`].
+#[inline(always)]
+pub fn called(hook: u8, what: u32) {
+    if let Some(v) = maps::VERDICTS.get_ptr_mut(u32::from(hook)) {
+        // SAFETY: this CPU's element. (A process that is moved while it runs may lose a count.)
+        unsafe {
+            match what {
+                answer::LEAVE => (*v).passed += 1,
+                answer::TRANSLATE => (*v).decided += 1,
+                _ => (*v).dropped += 1,
             }
         }
     }

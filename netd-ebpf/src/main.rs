@@ -7,6 +7,7 @@ mod access;
 mod account;
 mod atomic;
 mod features;
+mod host_access;
 mod maps;
 mod skb;
 mod subprograms;
@@ -18,7 +19,9 @@ use aya_ebpf::{
         __sk_buff,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
-    helpers::generated::{bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::generated::{
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes,
+    },
     macros::classifier,
     programs::TcContext,
 };
@@ -116,10 +119,30 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
         3 => neighbour::<V4>(maps, meta, verdict, V4::AF),
         4 if verdict.family() == 4 => neighbour::<V4>(maps, meta, verdict, V6::AF),
         4 => neighbour::<V6>(maps, meta, verdict, V6::AF),
+        5 => endpoint(ctx, maps, meta, verdict.argument()),
         _ => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);
             TCX_DROP
         }
+    }
+}
+
+/// Out of a host veth to its container, whoever the neighbour table says has its address.
+///
+/// By the helper, not by writing directly: that would make the verifier unclone every packet at
+/// this hook.
+#[inline(always)]
+fn endpoint(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, ifindex: u32) -> i32 {
+    let Some(endpoint) = <Maps as Tables<V4>>::endpoint(maps, ifindex) else {
+        return TCX_DROP;
+    };
+    account::redirected(meta.hook, true);
+    // SAFETY: six bytes of the Ethernet header, from six on the stack.
+    unsafe {
+        if bpf_skb_store_bytes(ctx, 0, endpoint.mac.as_ptr().cast(), 6, 0) != 0 {
+            return TCX_DROP;
+        }
+        bpf_redirect(ifindex, 0) as i32
     }
 }
 

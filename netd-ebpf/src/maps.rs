@@ -1,7 +1,8 @@
 //! The maps. Sizes here are defaults; the loader sets them from the machine's memory.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use netd_common::{abi::*, tables::Scratch};
@@ -10,6 +11,8 @@ use crate::tables::FibLookup;
 
 type A4 = V4Addr;
 type A6 = V6Addr;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -68,11 +71,19 @@ pub static TABLE_EVENTS: PerCpuArray<TableEvents, { flow_table::COUNT }> = PerCp
 #[btf_map]
 pub static NAT_EVENTS: RingBuf<NatPressure, 4096> = RingBuf::new();
 #[btf_map]
+pub static KERNEL_FLOWS_V4: HashMap<Tuple<A4>, KernelFlow<A4>, 524288, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+pub static KERNEL_FLOWS_V6: HashMap<Tuple<A6>, KernelFlow<A6>, 131072, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new();
 
 /// Working memory of the packet in hand; not part of the ABI, not pinned.
 #[btf_map]

@@ -23,8 +23,9 @@ const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $decide:ident,
-     $create:ident, $send:ident, $promote:ident, $try_source_port:ident, $end:ident, $reclaim:ident,
-     $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident, $route:ident, $host_listens:ident) => {
+     $create:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
+     $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
+     $route:ident, $host_listens:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $from_endpoint(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
@@ -97,6 +98,11 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $kernel_forwards(ctx: *mut __sk_buff, translated: u32) -> u32 {
+            steps::kernel_forwards::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), translated)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
             tables::route::<$family>(ctx)
         }
@@ -159,6 +165,10 @@ macro_rules! subprograms {
             fn try_source_port(&self, attempt: u32) -> u32 {
                 $try_source_port(self.0, attempt)
             }
+            #[inline(always)]
+            fn kernel_forwards<P: Packet>(&self, _: &mut P, translated: u32) -> u32 {
+                $kernel_forwards(self.0, translated)
+            }
         }
     };
 }
@@ -173,6 +183,7 @@ subprograms!(
     send_v4,
     promote_v4,
     try_source_port_v4,
+    kernel_forwards_v4,
     end_v4,
     reclaim_v4,
     claim_seat_v4,
@@ -191,6 +202,7 @@ subprograms!(
     send_v6,
     promote_v6,
     try_source_port_v6,
+    kernel_forwards_v6,
     end_v6,
     reclaim_v6,
     claim_seat_v6,

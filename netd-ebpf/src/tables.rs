@@ -6,14 +6,14 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_fib_lookup, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use netd_common::{
     abi::*,
     drop::DropReason,
-    tables::{InsertError, Scratch, Slot, Tables},
+    tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
 };
 
@@ -39,6 +39,7 @@ pub trait FamilyMaps: Family {
     fn remove_embryo(key: &Tuple<A<Self>>) -> bool;
     fn flow_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
+    fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>>;
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
     fn sock_tuple(tuple: &Tuple<A<Self>>) -> SockTuple;
     const SOCK_TUPLE_LEN: u32;
@@ -56,7 +57,8 @@ pub type SockTuple = [u32; 9];
 
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
-     $flows:ident, $embryos:ident, $flow_ring:ident, $embryo_ring:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
+     $flows:ident, $embryos:ident, $kernel_flows:ident, $flow_ring:ident, $embryo_ring:ident,
+     $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
@@ -94,6 +96,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn insert_embryo(key: &Tuple<A<Self>>, flow: &Flow<A<Self>>) -> Result<(), i32> {
                 maps::$embryos.insert(key, flow, u64::from(BPF_NOEXIST))
+            }
+            #[inline(always)]
+            fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>> {
+                maps::$kernel_flows.get_ptr_mut(key)
             }
             #[inline(always)]
             fn remove_flow(key: &Tuple<A<Self>>) -> bool {
@@ -174,6 +180,7 @@ family_maps!(
     EXPOSED_V4,
     FLOWS_V4,
     EMBRYOS_V4,
+    KERNEL_FLOWS_V4,
     FLOW_RING_V4,
     EMBRYO_RING_V4,
     SCRATCH_V4,
@@ -191,6 +198,7 @@ family_maps!(
     EXPOSED_V6,
     FLOWS_V6,
     EMBRYOS_V6,
+    KERNEL_FLOWS_V6,
     FLOW_RING_V6,
     EMBRYO_RING_V6,
     SCRATCH_V6,
@@ -453,11 +461,31 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
+        // SAFETY: a map value stays mapped while the program runs.
+        F::kernel_flow(key)
+            .and_then(NonNull::new)
+            .map(|p| unsafe { KernelSlot::new(p) })
+    }
+
+    #[inline(always)]
     fn route(&self) -> Result<(), DropReason> {
         match F::route(self.0) {
             0 => Ok(()),
             code => Err(DropReason::from_number(code as u16).unwrap_or(DropReason::HelperFailed)),
         }
+    }
+
+    #[inline(always)]
+    fn socket_cookie(&self) -> u64 {
+        // SAFETY: the context outlives the program.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    fn socket_peer(&self, key: &SocketKey) -> u32 {
+        // SAFETY: copied at once.
+        unsafe { maps::SOCKETS.get(key) }.map_or(0, |peer| peer.ifindex)
     }
 
     #[inline(always)]

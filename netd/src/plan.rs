@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use netd_common::abi::{self, Backend, PortPrefix, port_prefix_base};
+use netd_common::abi::{self, Backend, PortPrefix, config_flag, port_prefix_base};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::collect::{FlowFilter, PublishedPorts};
@@ -109,7 +109,8 @@ pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, Strin
                 (attachment.hook == hook && unwanted && !stale(state)).then_some(*attachment)
             })
     };
-    for hook in [Hook::FromEndpoint, Hook::ToEndpoint, Hook::FromUplink] {
+    let hooks = Hook::ALL.into_iter().rev();
+    for hook in hooks.filter(|hook| !matches!(hook, Hook::BridgeIn | Hook::BridgeOut)) {
         steps.extend(superfluous(hook).map(Step::Detach));
     }
     for table in BASE.iter().rev() {
@@ -160,8 +161,13 @@ fn add(steps: &mut Vec<Step>, want: &Tables, have: &Tables, table: Table) {
     }));
 }
 
-fn settings_of(config: &abi::Config) -> (u32, u16, u16) {
-    (config.flags, config.nat_first, config.nat_last)
+fn settings_of(config: &abi::Config) -> (u32, u16, u16, u64) {
+    (
+        config.flags & !config_flag::PASSING,
+        config.nat_first,
+        config.nat_last,
+        config.netns_cookie,
+    )
 }
 
 fn concerns_flows(step: &Step) -> bool {

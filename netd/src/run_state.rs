@@ -107,6 +107,18 @@ pub struct RunState {
     pub reserved_ports: Option<PortSpan>,
     /// Interfaces that got a clsact qdisc from netd.
     pub qdiscs: BTreeSet<u32>,
+    /// Flows that the kernel's NAT owned when netd came.
+    #[serde(default)]
+    pub kernel_nat: KernelNat,
+}
+
+/// What was read from the kernel's conntrack when netd came, or when its mode changed last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelNat {
+    /// Flows that were left to the kernel.
+    pub flows: usize,
+    /// Flows that did not fit into the map: netd takes their packets for new flows.
+    pub left_out: usize,
 }
 
 /// How netd does what newer kernels have a better way for.
@@ -116,6 +128,9 @@ pub struct Fallbacks {
     pub attach: AttachMode,
     /// Where the masquerade source comes from.
     pub source_address: SourceAddress,
+    /// The host's own programs reach published ports (cgroup2 and CONFIG_CGROUP_BPF are there).
+    #[serde(default)]
+    pub host_access: bool,
 }
 
 /// Where the masquerade source comes from.

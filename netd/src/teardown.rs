@@ -135,16 +135,17 @@ pub fn tear_down(pin_dir: &Path, files: &RunFiles, facts: &HostFacts) -> Vec<Str
     failures
 }
 
-/// Removes the links of every version, and with them the programs. Returns what could not be done.
+/// Removes the links to interfaces of every version, and with them the programs. Returns what could
+/// not be done.
 pub fn detach_links(pin_dir: &Path) -> Vec<String> {
     let mut failures = Vec::new();
     for version in versions(pin_dir) {
-        remove_links(&version, &mut |failure| failures.push(failure));
+        remove_links(&version, false, &mut |failure| failures.push(failure));
     }
     failures
 }
 
-fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
+fn remove_links(version: &Path, cgroup: bool, note: &mut impl FnMut(String)) {
     // Programs go in the order opposite to the one in which they come: guards last.
     let mut pins: BTreeMap<(usize, String), PathBuf> = BTreeMap::new();
     for entry in fs::read_dir(version.join("links"))
@@ -153,7 +154,11 @@ fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
         .flatten()
     {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let order = Attachment::from_pin_name(&name)
+        let attachment = Attachment::from_pin_name(&name);
+        if !cgroup && attachment.is_some_and(|found| found.hook.is_cgroup()) {
+            continue;
+        }
+        let order = attachment
             .and_then(|found| Hook::ALL.iter().rev().position(|hook| *hook == found.hook));
         pins.insert((order.unwrap_or(0), name), entry.path());
     }
@@ -163,7 +168,7 @@ fn remove_links(version: &Path, note: &mut impl FnMut(String)) {
 }
 
 fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
-    remove_links(version, note);
+    remove_links(version, true, note);
     let maps = version.join("maps");
     for entry in fs::read_dir(&maps).into_iter().flatten().flatten() {
         remove(&entry.path(), note);

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use aya::programs::links::{FdLink, PinnedLink};
 use netd::config::Limits;
 use netd::dataplane::{Actual, AttachMode, Attached, Hook, Pinned, Tables, sizes};
 use netd::host::{HostFacts, HostReader};
@@ -157,10 +158,18 @@ impl Drop for Host {
     }
 }
 
+/// Programs at interfaces.
+fn at_interfaces(actual: &Actual) -> usize {
+    let at = actual.attachments.keys();
+    at.filter(|attachment| !attachment.hook.is_cgroup()).count()
+}
+
+/// Those at interfaces, with their states.
 fn hooks(actual: &Actual) -> Vec<(Hook, Attached)> {
     actual
         .attachments
         .iter()
+        .filter(|(attachment, _)| !attachment.hook.is_cgroup())
         .map(|(attachment, state)| (attachment.hook, *state))
         .collect()
 }
@@ -295,6 +304,11 @@ fn containers_come_and_go() {
     let pins = || {
         fs::read_dir(host.pin_dir().join("v2/links"))
             .unwrap()
+            .filter(|pin| {
+                let name = pin.as_ref().unwrap().file_name();
+                // Links to the root control group.
+                !name.to_string_lossy().ends_with("-0")
+            })
             .count()
     };
     assert_eq!(pins(), 2 + 2 * 2);
@@ -391,7 +405,13 @@ fn taking_over_detaches_nothing() {
                     .unwrap()
             })
         });
-        links.collect()
+        let sockets = actual.attachments.keys().filter(|at| at.hook.is_cgroup());
+        let sockets = sockets.map(|attachment| {
+            let pin = host.pin_dir().join("v2/links").join(attachment.pin_name());
+            let link = FdLink::from(PinnedLink::from_pin(pin).unwrap());
+            link.info().unwrap().id()
+        });
+        links.chain(sockets).collect()
     };
     let before = ids(&host);
     let second = host.start(&["--takeover"]);
@@ -410,17 +430,13 @@ fn without_tcx_filters_do_it() {
     host.wait("the container is known", |h| {
         !clsact(h).tables.addrs_v4.is_empty()
     });
-    assert_eq!(clsact(&host).attachments.len(), 4);
-    assert_eq!(host.actual(AttachMode::Tcx).unwrap().attachments.len(), 0);
+    assert_eq!(at_interfaces(&clsact(&host)), 4);
+    assert_eq!(at_interfaces(&host.actual(AttachMode::Tcx).unwrap()), 0);
     host.settle();
     host.stop(SIGKILL);
-    assert_eq!(
-        clsact(&host).attachments.len(),
-        4,
-        "they outlive the daemon"
-    );
+    assert_eq!(at_interfaces(&clsact(&host)), 4, "they outlive the daemon");
     host.start(&["--no-tcx"]);
-    assert_eq!(clsact(&host).attachments.len(), 4, "replaced in place");
+    assert_eq!(at_interfaces(&clsact(&host)), 4, "replaced in place");
     let qdiscs = RunState::load(&host.files().state).unwrap().qdiscs;
     assert_eq!(qdiscs.len(), 2, "br-web and veth1");
 
@@ -437,7 +453,7 @@ fn without_tcx_filters_do_it() {
     // One that was there before stays.
     tc(&host, "qdisc add dev br-web clsact");
     host.start(&["--no-tcx"]);
-    assert_eq!(clsact(&host).attachments.len(), 4);
+    assert_eq!(at_interfaces(&clsact(&host)), 4);
     assert_eq!(unloaded(&host), (false, true));
     assert_eq!(tc(&host, "filter show dev br-web ingress"), "");
 }
@@ -650,15 +666,30 @@ fn ways_of_attaching_do_not_pile_up() {
     }
     let mut host = Host::new();
     let attached = |host: &Host| {
-        [AttachMode::Tcx, AttachMode::Clsact]
-            .map(|mode| host.actual(mode).unwrap().attachments.len())
+        [AttachMode::Tcx, AttachMode::Clsact].map(|mode| at_interfaces(&host.actual(mode).unwrap()))
+    };
+    // The hooks of the host's sockets are links in both ways.
+    let sockets = |host: &Host| {
+        [AttachMode::Tcx, AttachMode::Clsact].map(|mode| {
+            let actual = host.actual(mode).unwrap();
+            actual.attachments.len() - at_interfaces(&actual)
+        })
+    };
+    let hooks = if netd::host::cgroup2_root().is_some() {
+        8
+    } else {
+        println!("no cgroup2 is mounted here");
+        0
     };
     host.start(&["--no-tcx"]);
     assert_eq!(attached(&host), [0, 4]);
+    assert_eq!(sockets(&host), [hooks; 2]);
     host.stop(SIGTERM);
     host.start(&[]);
     host.wait("only links are left", |host| attached(host) == [4, 0]);
+    assert_eq!(sockets(&host), [hooks; 2]);
     host.stop(SIGTERM);
     host.start(&["--no-tcx"]);
     host.wait("only filters are left", |host| attached(host) == [0, 4]);
+    assert_eq!(sockets(&host), [hooks; 2]);
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    abi::{Flow, Tuple},
-    tables::{InsertError, Slot},
+    abi::{Flow, KernelFlow, Tuple},
+    tables::{InsertError, KernelSlot, Slot},
 };
 
 type Entries<A> = HashMap<Tuple<A>, Box<UnsafeCell<Flow<A>>>>;
@@ -111,5 +111,46 @@ impl<A: Copy + Eq + Hash + Ord> FlowTable<A> {
     /// Frees what was removed: no packet is under way.
     pub(super) fn bury(&self) {
         self.removed.borrow_mut().clear();
+    }
+}
+
+/// A map of the kernel's flows in memory; a test fills it.
+pub struct KernelFlowTable<A> {
+    entries: HashMap<Tuple<A>, Box<UnsafeCell<KernelFlow<A>>>>,
+}
+
+impl<A> Default for KernelFlowTable<A> {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+        }
+    }
+}
+
+impl<A: Copy + Eq + Hash> KernelFlowTable<A> {
+    /// Adds a flow of the kernel's: its tuples as its packets arrive, one per direction.
+    pub fn insert(&mut self, original: Tuple<A>, reply: Tuple<A>, last_seen: u32, lifetime: u32) {
+        for (key, other) in [(original, reply), (reply, original)] {
+            let flow = KernelFlow {
+                last_seen,
+                lifetime,
+                flags: 0,
+                other,
+            };
+            self.entries.insert(key, Box::new(UnsafeCell::new(flow)));
+        }
+    }
+
+    /// Removes an entry, if it is there.
+    pub fn remove(&mut self, key: &Tuple<A>) {
+        self.entries.remove(key);
+    }
+
+    /// An entry in place.
+    #[must_use]
+    pub fn slot(&self, key: &Tuple<A>) -> Option<KernelSlot<A>> {
+        let pointer = NonNull::new(self.entries.get(key)?.get())?;
+        // SAFETY: a box does not move, and no packet is under way when an entry is removed.
+        Some(unsafe { KernelSlot::new(pointer) })
     }
 }

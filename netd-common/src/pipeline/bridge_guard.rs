@@ -1,51 +1,88 @@
-//! The guard on a managed bridge in replace mode: nothing is forwarded to or from a container that
-//! netd does not know yet, whatever the stack's own rules say.
+//! The guard on a managed bridge. In replace mode nothing is forwarded to or from a container that
+//! netd does not know yet, whatever the stack's own rules say. In both modes the host's sockets
+//! reach the container that they were led to, or none.
 
 use crate::{
     drop::DropReason,
     packet::Packet,
     sabotage::{Check, enforced},
-    tables::Tables,
+    tables::{Steps, Tables},
     wire::{Address, ETH_LEN, Eth, Family, V4, V6, ethertype},
 };
 
-use super::{Meta, Verdict};
+use super::{
+    ENDPOINT, Meta, Verdict, host_socket, kernel_forwards,
+    steps::{ARRIVING, TRANSLATED},
+    yields,
+};
 
 /// tcx ingress of a managed bridge: what the stack would take from it. What known containers send
 /// beyond the host was redirected before it came here, so only packets for the host itself are
 /// left.
 #[inline(always)]
-pub fn bridge_guard_in<P: Packet, T: Tables<V4> + Tables<V6>>(
+pub fn bridge_guard_in<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
     tables: &T,
     meta: &Meta,
 ) -> Verdict {
     let _ = meta;
-    judge(packet, |packet, family| match family {
+    judge(packet, tables, ARRIVING, |packet, family| match family {
         4 => is_for_host::<V4, P, T>(packet, tables),
         _ => is_for_host::<V6, P, T>(packet, tables),
     })
 }
 
-/// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes;
-/// what was forwarded is left to [`super::to_endpoint`] where the container is known.
+/// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes,
+/// or goes straight to the container that its socket was led to: the bridge would give it to
+/// whoever has the address now. What was forwarded is left to [`super::to_endpoint`] where the
+/// container is known, and to the Engine's rules in accelerate mode.
 #[inline(always)]
-pub fn bridge_guard_out<P: Packet, T: Tables<V4> + Tables<V6>>(
+pub fn bridge_guard_out<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
     tables: &T,
     meta: &Meta,
 ) -> Verdict {
     if meta.ingress_ifindex == 0 {
+        return from_host(packet, tables);
+    }
+    if <T as Tables<V4>>::config(tables).is_none_or(yields) {
         return Verdict::PASSED;
     }
-    judge(packet, |packet, family| match family {
+    judge(packet, tables, TRANSLATED, |packet, family| match family {
         4 => is_for_endpoint::<V4, P, T>(packet, tables),
         _ => is_for_endpoint::<V6, P, T>(packet, tables),
     })
 }
 
 #[inline(always)]
-fn judge<P: Packet>(packet: &mut P, allowed: impl Fn(&P, u8) -> Option<bool>) -> Verdict {
+fn from_host<P: Packet, T: Tables<V4> + Tables<V6>>(packet: &mut P, tables: &T) -> Verdict {
+    let Ok(eth) = packet.read::<Eth>(0) else {
+        return Verdict::PASSED;
+    };
+    let bound_to = host_socket::bound_to(packet, tables, &eth);
+    if bound_to == 0 {
+        return Verdict::PASSED;
+    }
+    match <T as Tables<V4>>::endpoint(tables, bound_to) {
+        Some(_) => Verdict::new(ENDPOINT, bound_to),
+        None => {
+            let family = if eth.ethertype == ethertype::IPV4 {
+                4
+            } else {
+                6
+            };
+            Verdict::drop(DropReason::StaleHostSocket).of(family, 0)
+        }
+    }
+}
+
+#[inline(always)]
+fn judge<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    translated: u32,
+    allowed: impl Fn(&P, u8) -> Option<bool>,
+) -> Verdict {
     let Ok(eth) = packet.read::<Eth>(0) else {
         return Verdict::drop(DropReason::Malformed);
     };
@@ -57,9 +94,22 @@ fn judge<P: Packet>(packet: &mut P, allowed: impl Fn(&P, u8) -> Option<bool>) ->
     match allowed(packet, family) {
         _ if !enforced(Check::Guard) => Verdict::PASSED,
         Some(true) => Verdict::PASSED,
+        Some(false) if leaves_to_kernel(packet, tables, family, translated) => Verdict::PASSED,
         Some(false) => Verdict::drop(DropReason::UnknownEndpoint).of(family, 0),
         None => Verdict::drop(DropReason::Malformed).of(family, 0),
     }
+}
+
+/// netd is drained, or the kernel's NAT owned the flow before netd came.
+#[inline(always)]
+fn leaves_to_kernel<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    family: u8,
+    translated: u32,
+) -> bool {
+    <T as Tables<V4>>::config(tables).is_some_and(yields)
+        || kernel_forwards(packet, tables, family, translated)
 }
 
 #[inline(always)]

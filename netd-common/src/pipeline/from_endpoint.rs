@@ -17,8 +17,9 @@ use crate::{
 };
 
 use super::{
-    Meta, PEER, Verdict, accelerates, deliver, established,
+    Meta, PEER, Verdict, deliver, established,
     steps::{self, Judgement},
+    yields,
 };
 
 /// tcx ingress of a container's host veth.
@@ -87,7 +88,7 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
         .endpoint(ifindex)
         .and_then(|e| tables.network(e.network).map(|n| (e, n)));
     let Some((endpoint, network)) = known else {
-        let verdict = if accelerates(config) {
+        let verdict = if yields(config) {
             Verdict::PASSED
         } else {
             Verdict::drop(DropReason::UnknownEndpoint)
@@ -152,7 +153,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
         }
         Kind::Fragment => return Err(DropReason::Fragment),
         Kind::IcmpError
-            if local != local_kind::NONE || !masquerades::<F>(network) && accelerates(config) =>
+            if local != local_kind::NONE || !masquerades::<F>(network) && yields(config) =>
         {
             return Ok(PASS);
         }

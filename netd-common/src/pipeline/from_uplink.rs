@@ -16,8 +16,9 @@ use crate::{
 };
 
 use super::{
-    Meta, Verdict, accelerates, continuing, deliver, established,
+    Meta, Verdict, continuing, deliver, established,
     steps::{self, Judgement},
+    yields,
 };
 
 /// tcx ingress of an interface with an Ethernet header.
@@ -124,7 +125,7 @@ fn icmp_error<F: Family, P: Packet, T: Tables<F>>(
 ) -> Result<Judgement, DropReason> {
     let dst = &scratch.parsed.tuple.dst;
     if tables.subnet(dst) != 0 && tables.local(dst) == local_kind::NONE {
-        return if accelerates(config) {
+        return if yields(config) {
             Ok(PASS)
         } else {
             Err(DropReason::IcmpError)
@@ -157,7 +158,7 @@ fn fragment<F: Family, T: Tables<F>>(
 ) -> Result<Judgement, DropReason> {
     let tuple = &scratch.parsed.tuple;
     if tables.local(&tuple.dst) != local_kind::UNICAST {
-        let ours = tables.subnet(&tuple.dst) != 0 && !accelerates(config);
+        let ours = tables.subnet(&tuple.dst) != 0 && !yields(config);
         return if ours {
             Err(DropReason::Fragment)
         } else {

@@ -5,6 +5,7 @@ mod bridge_guard;
 mod continuing;
 mod from_endpoint;
 mod from_uplink;
+mod host_socket;
 pub mod steps;
 mod to_endpoint;
 
@@ -21,8 +22,8 @@ use crate::{
     nat::translate,
     packet::Packet,
     parse::Parsed,
-    tables::{Slot, Tables},
-    wire::{Address, Family, proto, tcp_flag},
+    tables::{Slot, Steps, Tables},
+    wire::{Address, Family, V4, V6, proto, tcp_flag},
 };
 
 /// What the hook knows of a packet beside its bytes.
@@ -59,6 +60,8 @@ pub enum Outcome {
     Neighbour4(u32),
     /// Out of this interface, to the IPv6 next hop in [`crate::tables::Scratch::hop`].
     Neighbour6(u32),
+    /// Out of this host veth, addressed to its container's MAC.
+    Endpoint(u32),
 }
 
 const PASS: u64 = 0;
@@ -66,6 +69,7 @@ const DROP: u64 = 1;
 const PEER: u64 = 2;
 const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
+const ENDPOINT: u64 = 5;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -96,7 +100,7 @@ impl Verdict {
         Self(self.0 | SLOW)
     }
 
-    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour.
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -144,6 +148,7 @@ impl Verdict {
             PEER => Outcome::Peer(argument),
             NEIGHBOUR4 => Outcome::Neighbour4(argument),
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
+            ENDPOINT => Outcome::Endpoint(argument),
             action => panic!("no action {action}"),
         }
     }
@@ -180,10 +185,27 @@ pub fn any_tuple<F: Family>(parsed: &Parsed<F::Addr>, out: &mut AnyTuple) {
     out.family = F::VERSION;
 }
 
-/// Does netd leave what it does not know to the Engine's own rules?
+/// Does netd leave what it does not know to the kernel's own rules? In accelerate mode, and while
+/// it is drained.
 #[inline(always)]
-fn accelerates(config: &Config) -> bool {
-    config.flags & config_flag::ACCELERATE != 0
+fn yields(config: &Config) -> bool {
+    config.flags & config_flag::YIELDS != 0
+}
+
+/// [`steps::kernel_forwards`] of the packet's family.
+#[inline(always)]
+fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    family: u8,
+    translated: u32,
+) -> bool {
+    let forwards = match family {
+        4 => <T as Steps<V4>>::kernel_forwards(tables, packet, translated),
+        6 => <T as Steps<V6>>::kernel_forwards(tables, packet, translated),
+        _ => 0,
+    };
+    forwards != 0
 }
 
 /// Sends the packet along its flow.

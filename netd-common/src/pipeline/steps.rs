@@ -2,14 +2,17 @@
 //! [`crate::tables::Steps`].
 
 use crate::{
+    abi::config_flag,
     conntrack::tcp_flags_valid,
     decide::{self, Action, Origin},
     drop::DropReason,
     flow::{self, initial_state},
+    kernel_flow,
     packet::Packet,
+    parse::{Kind, inner_tuple, parse},
     room,
     tables::Steps,
-    wire::{Family, proto, tcp_flag},
+    wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
 use super::{Verdict, continuing, deliver};
@@ -194,6 +197,8 @@ pub fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fr
         flags = scratch.parsed.tcp_flags;
     }
     match decide::decide::<F, T>(tables, config, scratch, &origin, flags) {
+        // What netd would refuse it refuses to its end.
+        Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
         Ok(Action::Forward) if scratch.tuple.proto == proto::TCP && !may_begin(flags) => {
             encode(DropReason::InvalidTcpFlags)
         }
@@ -251,6 +256,58 @@ pub fn try_source_port<F: Family, T: Steps<F>>(tables: &T, attempt: u32) -> u32 
         return flow::attempt::FULL;
     };
     flow::try_source_port::<F, T>(tables, config, scratch, attempt)
+}
+
+/// Argument of [`kernel_forwards`]: the packet is as it arrived.
+pub const ARRIVING: u32 = 0;
+/// Argument of [`kernel_forwards`]: the kernel has translated the packet.
+pub const TRANSLATED: u32 = 1;
+
+/// Does this packet, which no program of netd's redirected, belong to a flow that the kernel's NAT
+/// owned before netd came? An ICMP error belongs to the flow that it is about. 1: yes.
+///
+/// The kernel reassembles what it translates, and may send it on in fragments: those bear no ports
+/// to tell by, and the answer is no.
+#[inline(always)]
+pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    translated: u32,
+) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return 0;
+    };
+    if !kernel_flow::any(config) {
+        return 0;
+    }
+    let Ok(parsed) = parse::<F>(packet, ETH_LEN) else {
+        return 0;
+    };
+    scratch.parsed = parsed;
+    match scratch.parsed.kind {
+        Kind::IcmpError => {
+            const QUOTED: u32 = 14 + 60 + 8 + 60 + 8;
+            let want = if packet.len() < QUOTED {
+                packet.len()
+            } else {
+                QUOTED
+            };
+            packet.pull(want);
+            if !inner_tuple::<F>(packet, scratch) {
+                return 0;
+            }
+        }
+        Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,
+        _ => return 0,
+    }
+    if translated == TRANSLATED {
+        scratch.tuple = scratch.tuple.reversed();
+    }
+    u32::from(kernel_flow::owns_forwarded::<F, T>(
+        tables,
+        &scratch.tuple,
+        &mut scratch.socket,
+    ))
 }
 
 const PASS: u32 = 0;

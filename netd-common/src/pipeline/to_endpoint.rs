@@ -6,15 +6,15 @@ use crate::{
     drop::DropReason,
     packet::Packet,
     sabotage::{Check, enforced},
-    tables::Tables,
+    tables::{Steps, Tables},
     wire::{ETH_LEN, Eth, Ipv6Header, V4, V6, ethertype, proto},
 };
 
-use super::{Meta, Verdict, accelerates};
+use super::{Meta, Verdict, host_socket, kernel_forwards, steps::TRANSLATED, yields};
 
 /// tcx egress of a container's host veth.
 #[inline(always)]
-pub fn to_endpoint<P: Packet, T: Tables<V4> + Tables<V6>>(
+pub fn to_endpoint<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
     tables: &T,
     meta: &Meta,
@@ -36,7 +36,12 @@ pub fn to_endpoint<P: Packet, T: Tables<V4> + Tables<V6>>(
         return drop(DropReason::Flooded);
     }
     if meta.ingress_ifindex == 0 {
-        return Verdict::PASSED;
+        let bound_to = host_socket::bound_to(packet, tables, &eth);
+        return if bound_to != 0 && bound_to != meta.ifindex {
+            drop(DropReason::StaleHostSocket)
+        } else {
+            Verdict::PASSED
+        };
     }
     let Some(config) = <T as Tables<V4>>::config(tables) else {
         return drop(DropReason::HelperFailed);
@@ -54,7 +59,8 @@ pub fn to_endpoint<P: Packet, T: Tables<V4> + Tables<V6>>(
                 drop(DropReason::IccDisabled)
             }
         }
-        None if accelerates(config) || !enforced(Check::Forwarded) => Verdict::PASSED,
+        None if yields(config) || !enforced(Check::Forwarded) => Verdict::PASSED,
+        None if kernel_forwards(packet, tables, family, TRANSLATED) => Verdict::PASSED,
         None => drop(DropReason::ForwardedByStack),
     }
 }

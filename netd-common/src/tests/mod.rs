@@ -2,6 +2,8 @@
 
 mod containers;
 mod failures;
+mod host_access;
+mod kernel_flows;
 mod lifetime;
 mod properties;
 mod publishing;

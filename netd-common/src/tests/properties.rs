@@ -187,7 +187,7 @@ proptest! {
         to_host in 0..2u8,
     ) {
         let host = Host::<V4>::new();
-        for hook in 0..hook::COUNT {
+        for hook in 0..hook::PACKETS {
             let meta = Meta { ifindex: at, ingress_ifindex: ingress, to_host, vlan: 0, hook };
             let mut after = bytes.clone();
             let mut packet = GsoPacket { whole: SlicePacket(&mut after), gso_size };

@@ -1,5 +1,6 @@
 //! `netd check`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -7,10 +8,10 @@ use serde_json::json;
 use super::plan::{print_steps, steps};
 use super::{Exit, Global, print_json, refuse};
 use crate::config::{Config, Protocol};
-use crate::daemon::load_options;
+use crate::daemon::{engine_ports, load_options};
 use crate::dataplane::load_unattached;
 use crate::desired::is_managed;
-use crate::host::{self, HostReader, ListenerProtocol};
+use crate::host::{self, EngineSockets, HostReader, ListenerProtocol};
 
 /// Arguments of `netd check`.
 #[derive(Debug, clap::Args)]
@@ -128,9 +129,10 @@ fn on_host(global: &Global, config: &Config) -> anyhow::Result<Report> {
         json["flows_v4"] = json!(load.sizes.flows_v4);
         json["flows_v6"] = json!(load.sizes.flows_v6);
         json["map_bytes"] = json!(load.sizes.preallocated());
-        let facts = HostReader::open()?.read(|link| is_managed(config, link))?;
+        let mut facts = HostReader::open()?.read(|link| is_managed(config, link))?;
+        facts.engine_ports = engine_ports(&mut EngineSockets::default(), config);
         let (steps, mut warnings) = steps(config, &pin_dir, &features, &facts, false)?;
-        warnings.extend(listeners(config)?);
+        warnings.extend(listeners(config, &facts.engine_ports)?);
         for warning in &warnings {
             text.push_str(&format!("warning: {warning}\n"));
         }
@@ -147,8 +149,12 @@ fn on_host(global: &Global, config: &Config) -> anyhow::Result<Report> {
 }
 
 /// Programs of the host that listen on a published port, and therefore keep it.
-fn listeners(config: &Config) -> anyhow::Result<Vec<String>> {
-    let listeners = host::local_listeners()?;
+fn listeners(
+    config: &Config,
+    engine_ports: &BTreeSet<(ListenerProtocol, u16)>,
+) -> anyhow::Result<Vec<String>> {
+    let mut listeners = host::local_listeners()?;
+    listeners.retain(|found| !engine_ports.contains(&(found.protocol, found.port)));
     let mut warnings = Vec::new();
     for publish in config.publishes.iter().filter(|p| !p.override_listener) {
         for listener in &listeners {
@@ -163,8 +169,7 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<String>> {
             if same && met && publish.host_ports.contains(listener.port) {
                 warnings.push(format!(
                     "a program of the host listens on {}:{}/{}, and keeps that port: the publish \
-                     to {} does not get it unless it says `override = true` (the Engine's own \
-                     placeholder does not count)",
+                     to {} does not get it unless it says `override = true`",
                     listener.address, listener.port, publish.protocol, publish.container
                 ));
             }

@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod drain;
 pub mod drops;
 pub mod flows;
 mod output;

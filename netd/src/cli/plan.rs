@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::{Exit, Global, print_json, refuse};
 use crate::config::Config;
-use crate::daemon::{load_options, recover_ids};
+use crate::daemon::{engine_ports, load_options, recover_ids};
 use crate::dataplane::{Actual, AttachMode, Pinned};
 use crate::desired::{current_sysctls, desired, is_managed};
-use crate::host::{self, HostFacts, HostReader, KernelFeatures};
+use crate::host::{self, EngineSockets, HostFacts, HostReader, KernelFeatures};
 use crate::plan::{Step, diff};
 use crate::run_state::{RunFiles, RunState};
 
@@ -36,7 +36,8 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| config.host.pin_dir.clone());
     let features = host::kernel_features()?;
-    let facts = HostReader::open()?.read(|link| is_managed(&config, link))?;
+    let mut facts = HostReader::open()?.read(|link| is_managed(&config, link))?;
+    facts.engine_ports = engine_ports(&mut EngineSockets::default(), &config);
     let (steps, warnings) = steps(&config, &pin_dir, &features, &facts, true)?;
     if args.json {
         print_json(&json!({

@@ -16,6 +16,7 @@ use crate::{
         attachment::{self, AttachmentView},
         drops,
         flow::{self, Usage},
+        kernel_flow,
         network::NetworkView,
         publish,
     },
@@ -82,6 +83,10 @@ struct DataPlane {
     publishes: usize,
     flows_v4: Usage,
     flows_v6: Usage,
+    /// Flows that the kernel's NAT owned when netd came, and still does.
+    kernel_flows: usize,
+    /// No new flow is taken: `netd unload --drain` is waiting for the flows that there are.
+    draining: bool,
     drops: u64,
     verdicts: Vec<HookVerdicts>,
     attachments: Vec<AttachmentView>,
@@ -170,6 +175,8 @@ impl DataPlane {
             publishes: publish::publishes(state, &topology)?.len(),
             flows_v4,
             flows_v6,
+            kernel_flows: kernel_flow::count(state, &config)?,
+            draining: config.flags & config_flag::DRAIN != 0,
             drops: drops::sums(state, None)?.iter().map(|sum| sum.count).sum(),
             verdicts: (0..hook::COUNT)
                 .zip(verdicts)
@@ -307,6 +314,23 @@ pub fn render(report: &Report) -> String {
     );
     line("flows IPv4", usage_text(&plane.flows_v4));
     line("flows IPv6", usage_text(&plane.flows_v6));
+    if plane.kernel_flows > 0 {
+        line(
+            "flows kernel",
+            format!(
+                "{} of its own NAT, from before netd came",
+                plane.kernel_flows
+            ),
+        );
+    }
+    if plane.draining {
+        let left = [&plane.flows_v4, &plane.flows_v6];
+        let left: u32 = left.iter().map(|u| u.flows + u.embryos).sum();
+        line(
+            "draining",
+            format!("{left} flows left, no new ones are taken"),
+        );
+    }
     line("drops", format!("{} (see `netd drops`)", plane.drops));
     text.push('\n');
     text.push_str(&networks_table(&plane.networks));
@@ -339,7 +363,12 @@ fn fallbacks_text(fallbacks: Option<Fallbacks>) -> String {
         SourceAddress::FibLookup => "source address by route lookup",
         SourceAddress::UplinkMap => "source address by interface (route lookup: Linux 6.7)",
     };
-    format!("{attach}, {source}")
+    let host_access = if fallbacks.host_access {
+        "host access by cgroup hooks"
+    } else {
+        "no host access (needs cgroup2 mounted, CONFIG_CGROUP_BPF)"
+    };
+    format!("{attach}, {source}, {host_access}")
 }
 
 fn usage_text(usage: &Usage) -> String {
@@ -476,6 +505,8 @@ mod tests {
             publishes: 2,
             flows_v4: usage,
             flows_v6: Usage { flows: 0, ..usage },
+            kernel_flows: 0,
+            draining: false,
             drops: 7,
             verdicts: vec![HookVerdicts {
                 hook: "from_uplink",
@@ -502,6 +533,7 @@ mod tests {
             fallbacks: Some(Fallbacks {
                 attach: AttachMode::Tcx,
                 source_address: SourceAddress::FibLookup,
+                host_access: true,
             }),
             ..Daemon::default()
         }
@@ -530,7 +562,7 @@ daemon        running since 2026-11-21T10:00:00Z, pid 4711
 file          /etc/netd/netd.toml
 mode          replace
 synchronised  2026-11-21T10:00:05Z
-kernel        6.18.0; tcx links, source address by route lookup
+kernel        6.18.0; tcx links, source address by route lookup, host access by cgroup hooks
 pinned        /sys/fs/bpf/netd/v2 (ABI 2)
 source ports  16384-32767
 containers    4

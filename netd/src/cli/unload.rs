@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::drain::{self, Drained};
 use super::{Exit, Global, print_json};
 use crate::config::Limits;
 use crate::daemon::Lock;
@@ -20,6 +21,10 @@ pub struct Args {
     /// Do it although containers would be open.
     #[arg(long)]
     force: bool,
+    /// First take no new flows, and wait at most so long for those that there are (30s, 10m): the
+    /// kernel's own rules, which must be in force again, serve new ones. Ctrl-C gives it up.
+    #[arg(long, value_name = "TIME", value_parser = drain::time)]
+    drain: Option<Duration>,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
@@ -51,6 +56,24 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
             return Ok(Exit::No.into());
         }
     }
+    let mut cut = 0;
+    if let Some(limit) = args.drain {
+        match drain::drain(&pin_dir, &files, limit)? {
+            Drained::Empty => {}
+            Drained::Left(flows) => cut = flows,
+            Drained::GivenUp { left, resumed } => {
+                let now = if resumed {
+                    "netd takes new flows again"
+                } else {
+                    "netd takes no new flows until `netd run`"
+                };
+                let message =
+                    format!("given up with {left} flows left: nothing was removed, and {now}");
+                report(args, false, &message, &[]);
+                return Ok(Exit::No.into());
+            }
+        }
+    }
     match control::ask(&files.socket, Command::Leave) {
         Ok(_) | Err(AskError::NotRunning(_)) => {}
         Err(error) => eprintln!("warning: {error}"),
@@ -60,7 +83,12 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let failures = tear_down(&pin_dir, &files, &facts);
     drop(lock);
     if failures.is_empty() {
-        report(args, true, "everything of netd was removed", &[]);
+        let message = match cut {
+            0 => "everything of netd was removed".to_owned(),
+            1 => "everything of netd was removed; 1 flow was cut".to_owned(),
+            _ => format!("everything of netd was removed; {cut} flows were cut"),
+        };
+        report(args, true, &message, &[]);
         return Ok(Exit::Done.into());
     }
     report(args, false, "not everything could be removed", &failures);

@@ -26,6 +26,10 @@ pub enum Command {
     Reload,
     /// Leave, with the data plane as it is.
     Leave,
+    /// Take no new flow from now on.
+    Drain,
+    /// Take new flows again.
+    EndDraining,
 }
 
 /// A command as it is sent.

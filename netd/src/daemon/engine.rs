@@ -1,6 +1,6 @@
 //! One synchronisation: read the host, decide, compare, apply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,10 +13,14 @@ use crate::dataplane::{
     Actual, AttachMode, Dataplane as _, DataplaneError, Kernel, Tables, detach_clsact,
 };
 use crate::desired::{self, Ids, TooManyNetworks};
-use crate::host::{HostError, HostFacts, HostReader, LinkKind, SysctlChange};
+use crate::host::{
+    EngineSockets, HostError, HostFacts, HostReader, LinkKind, ListenerProtocol, SysctlChange,
+};
 use crate::plan::{self, Step};
 use crate::run_state::{Alarm, RunState};
 use crate::teardown;
+
+use super::kernel_nat::Takeover;
 
 /// The daemon's state between two synchronisations.
 pub(super) struct Engine {
@@ -25,10 +29,15 @@ pub(super) struct Engine {
     pub(super) state: RunState,
     pub(super) state_path: PathBuf,
     reader: HostReader,
+    engine_sockets: EngineSockets,
+    /// The host's sockets have been held against what is in force.
+    sockets_checked: bool,
     /// What the maps hold, while only this daemon has written to them.
     tables: Option<Tables>,
     /// Something was changed without flows being told.
     bump_owed: bool,
+    /// Flows of the kernel's NAT.
+    pub(super) kernel_nat: Takeover,
 }
 
 /// What one synchronisation did.
@@ -37,7 +46,7 @@ pub(super) struct Synced {
     /// The steps, all of them done.
     pub(super) steps: Vec<Step>,
     /// Managed bridges, for the watch.
-    pub(super) bridges: std::collections::BTreeSet<u32>,
+    pub(super) bridges: BTreeSet<u32>,
 }
 
 /// Why a synchronisation ended early. What was done until then is sound, and the next one goes on
@@ -67,16 +76,20 @@ impl Engine {
             state,
             state_path,
             reader: HostReader::open()?,
+            engine_sockets: EngineSockets::default(),
+            sockets_checked: false,
             tables: None,
             // What an earlier daemon did not live to do.
             bump_owed: true,
+            kernel_nat: Takeover::default(),
         })
     }
 
     /// Brings the data plane into agreement with the configuration and the host.
     pub(super) fn sync(&mut self) -> Result<Synced, SyncError> {
         let config = &self.config;
-        let facts = self.reader.read(|link| desired::is_managed(config, link))?;
+        let mut facts = self.reader.read(|link| desired::is_managed(config, link))?;
+        facts.engine_ports = engine_ports(&mut self.engine_sockets, config);
         let mut actual = read_actual(&self.kernel, self.tables.take(), &facts)?;
         let mut ids = self.state.networks.clone();
         recover_ids(&mut ids, config, &facts, &actual.tables);
@@ -106,6 +119,10 @@ impl Engine {
             self.save();
         }
 
+        let taking_over = self.kernel_nat.is_due(&actual.config, &wanted.config);
+        if taking_over {
+            self.take_over();
+        }
         let qdiscs = self.kernel.qdiscs().len();
         let done = apply::apply(&steps, &mut self.kernel);
         if self.kernel.qdiscs().len() != qdiscs {
@@ -128,6 +145,19 @@ impl Engine {
             self.kernel.bump_epoch()?;
             self.bump_owed = false;
         }
+        if taking_over {
+            // What began while the first list was read and the programs were attached.
+            self.take_over();
+            self.kernel_nat.done();
+        }
+        let config = &self.config;
+        let bridges = facts
+            .links
+            .iter()
+            .filter(|link| link.kind == LinkKind::Bridge && desired::is_managed(config, link))
+            .map(|link| link.ifindex)
+            .collect();
+        self.end_host_sockets(&steps, &wanted.tables);
         if !steps.is_empty() || self.state.synced_at.is_none() {
             self.kernel.synchronised()?;
             self.state.synced_at = Some(Timestamp::now());
@@ -135,13 +165,30 @@ impl Engine {
         }
         actual.tables = wanted.tables;
         self.tables = Some(actual.tables);
-        let bridges = facts
-            .links
-            .iter()
-            .filter(|link| link.kind == LinkKind::Bridge && desired::is_managed(config, link))
-            .map(|link| link.ifindex)
-            .collect();
         Ok(Synced { steps, bridges })
+    }
+
+    /// Ends the host's sockets whose container or publish went: with these steps, or while there
+    /// was no daemon. Until one is ended, its packets are dropped before they reach another
+    /// container.
+    fn end_host_sockets(&mut self, steps: &[Step], tables: &Tables) {
+        if self.sockets_checked && !steps.iter().any(is_row) {
+            return;
+        }
+        match self.kernel.end_host_sockets(tables) {
+            Ok(ended) => {
+                self.sockets_checked = true;
+                if ended > 0 {
+                    tracing::info!("ended {ended} sockets of the host whose container is gone");
+                }
+            }
+            Err(error) => {
+                self.sockets_checked = false;
+                tracing::warn!(
+                    "sockets of the host to containers that are gone stay open: {error}"
+                );
+            }
+        }
     }
 
     /// Detaches what an earlier daemon attached in the way that this one does not use: packets
@@ -208,8 +255,30 @@ fn read_actual(
     }
 }
 
+fn is_row(step: &Step) -> bool {
+    matches!(step, Step::Add(_) | Step::Change(_) | Step::Remove(_))
+}
+
 fn is_reservation(step: &Step) -> bool {
     matches!(step, Step::Sysctl { name, .. } if name == desired::RESERVED_PORTS)
+}
+
+/// Published ports that only the Engine's own sockets hold. Where they cannot be listed, none: a
+/// listener then keeps its port, whoever it is.
+pub fn engine_ports(
+    sockets: &mut EngineSockets,
+    config: &Config,
+) -> BTreeSet<(ListenerProtocol, u16)> {
+    let published = |protocol, port| {
+        config.publishes.iter().any(|publish| {
+            desired::listener_protocol(publish.protocol) == protocol
+                && (publish.host_ports.first()..=publish.host_ports.last()).contains(&port)
+        })
+    };
+    sockets.ports(published).unwrap_or_else(|error| {
+        tracing::debug!("{error}");
+        BTreeSet::new()
+    })
 }
 
 /// Notes the first value that each setting had. True if there was something to note.

@@ -6,6 +6,7 @@
 pub mod control;
 mod engine;
 mod file_watch;
+mod kernel_nat;
 mod lock;
 mod nat_watch;
 
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-pub use engine::recover_ids;
+pub use engine::{engine_ports, recover_ids};
 pub use lock::{Lock, LockError};
 
 use netd_common::abi::NatPressure;
@@ -260,6 +261,10 @@ async fn serve(
         }
         None => daemon.keep_good_copy(),
     }
+    // Who starts netd wants it to take flows.
+    if let Err(error) = daemon.engine.end_draining() {
+        tracing::warn!("{error}: no new flows are taken; `netd run --takeover` tries again");
+    }
     daemon.sync(&mut watch);
     if attached_before.is_some_and(|before| before != load.attach) {
         daemon.engine.detach_other(load.attach, &daemon.pin_dir);
@@ -301,6 +306,8 @@ async fn serve(
                 // The client may have gone.
                 Command::Reload => { let _ = answer.send(daemon.reload(&mut watch)); }
                 Command::Leave => break Some(answer),
+                Command::Drain => { let _ = answer.send(daemon.drain(true)); }
+                Command::EndDraining => { let _ = answer.send(daemon.drain(false)); }
             },
             changed = file_changed(&mut file_watch) => {
                 if let Err(error) = changed {
@@ -403,6 +410,7 @@ fn initial_state(
             } else {
                 SourceAddress::UplinkMap
             },
+            host_access: host::supports_socket_hooks() && host::cgroup2_root().is_some(),
         },
         alarm: None,
         scarce_ports: Vec::new(),
@@ -411,6 +419,7 @@ fn initial_state(
         sysctls: Default::default(),
         reserved_ports: None,
         qdiscs: Default::default(),
+        kernel_nat: Default::default(),
     };
     // What an earlier daemon left to undo, and the ids that rows and flows refer to.
     if let Some(before) = before {
@@ -418,6 +427,7 @@ fn initial_state(
         state.sysctls = before.sysctls;
         state.reserved_ports = before.reserved_ports;
         state.qdiscs = before.qdiscs;
+        state.kernel_nat = before.kernel_nat;
     }
     state
 }
@@ -576,6 +586,25 @@ impl Daemon<'_> {
         }
     }
 
+    fn drain(&mut self, on: bool) -> Answer {
+        let done = if on {
+            self.engine.drain()
+        } else {
+            self.engine.end_draining()
+        };
+        match done {
+            Ok(()) if on => {
+                tracing::info!("draining: no new flows are taken");
+                Answer::done("no new flows are taken")
+            }
+            Ok(()) => {
+                tracing::info!("draining was given up: new flows are taken again");
+                Answer::done("new flows are taken again")
+            }
+            Err(error) => Answer::failed(error.to_string()),
+        }
+    }
+
     fn refuse(&mut self, why: String) -> Answer {
         let path = self.options.config.display();
         tracing::error!("{path} is refused, and what was in force stays:\n{why}");
@@ -592,6 +621,7 @@ impl Daemon<'_> {
     }
 
     fn collect(&mut self) {
+        self.engine.collect_kernel_flows();
         self.nat_at = None;
         match self.engine.kernel.collect() {
             Ok(collected) => {
@@ -605,6 +635,9 @@ impl Daemon<'_> {
                     tracing::warn!("cannot collect idle flows: {error}{report}");
                 }
             }
+        }
+        if let Err(error) = self.engine.kernel.forget_closed_sockets() {
+            tracing::debug!("cannot forget closed sockets of the host: {error}");
         }
         if self.pressure.is_any()
             && let Err(error) = self.pressure.look(&mut self.engine)

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{
+    CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+};
 use aya::{Ebpf, EbpfLoader};
-use netd_common::abi::{self, NatPressure, flow_table, map};
+use netd_common::abi::{self, NatPressure, config_flag, flow_table, map};
 
 use super::flows;
 use super::maps::Maps;
@@ -17,7 +19,7 @@ use super::shape::{ShapeError, check, is_sized_by_memory, shapes};
 use super::sys::tcx_links;
 use super::{
     Actual, AttachMode, Attached, Attachment, Dataplane, DataplaneError, Hook, Row, RowKey, Sizes,
-    clsact,
+    Tables, cgroup, clsact, host_sockets,
 };
 use crate::collect::{Collected, FlowFilter};
 use crate::host::{self, HostFacts, KernelFeatures};
@@ -76,7 +78,7 @@ pub struct LoadOptions {
 /// undone.
 pub struct Pinned {
     root: PathBuf,
-    maps: Maps,
+    pub(super) maps: Maps,
     attach: AttachMode,
     /// Interfaces that got their clsact qdisc from netd.
     qdiscs: BTreeSet<u32>,
@@ -84,7 +86,7 @@ pub struct Pinned {
 
 /// The data plane with this binary's programs.
 pub struct Kernel {
-    pinned: Pinned,
+    pub(super) pinned: Pinned,
     ebpf: Ebpf,
     programs: HashMap<Hook, u32>,
     notes: Vec<String>,
@@ -95,7 +97,10 @@ pub(crate) fn root(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", abi::VERSION))
 }
 
-fn pin_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DataplaneError {
+pub(super) fn pin_error(
+    path: &Path,
+    action: &'static str,
+) -> impl FnOnce(io::Error) -> DataplaneError {
     move |source| DataplaneError::Pin {
         path: path.to_owned(),
         action,
@@ -163,13 +168,14 @@ impl Pinned {
         facts: &HostFacts,
         is_current: impl Fn(Hook, u32) -> bool,
     ) -> Result<BTreeMap<Attachment, Attached>, DataplaneError> {
-        match self.attach {
-            AttachMode::Tcx => self.links(is_current),
-            AttachMode::Clsact => {
-                let interfaces: Vec<u32> = facts.links.iter().map(|link| link.ifindex).collect();
-                Ok(clsact::attachments(&interfaces, is_current)?)
-            }
+        let mut found = self.links(&is_current)?;
+        if self.attach == AttachMode::Clsact {
+            // Links of an earlier daemon to interfaces are removed as a whole.
+            found.retain(|attachment, _| attachment.hook.is_cgroup());
+            let interfaces: Vec<u32> = facts.links.iter().map(|link| link.ifindex).collect();
+            found.extend(clsact::attachments(&interfaces, is_current)?);
         }
+        Ok(found)
     }
 
     fn links(
@@ -199,7 +205,11 @@ impl Pinned {
     }
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
-        match self.attach {
+        let mode = match self.attach {
+            _ if attachment.hook.is_cgroup() => AttachMode::Tcx,
+            mode => mode,
+        };
+        match mode {
             AttachMode::Tcx => {
                 // The last reference to the link: it detaches wherever its device is now.
                 let path = self.link_path(attachment);
@@ -241,6 +251,9 @@ fn link_state(
     attachment: Attachment,
     is_current: impl Fn(Hook, u32) -> bool,
 ) -> Result<Attached, DataplaneError> {
+    if attachment.hook.is_cgroup() {
+        return cgroup::state(path, |program| is_current(attachment.hook, program));
+    }
     let link = PinnedLink::from_pin(path).map_err(|error| DataplaneError::Pin {
         path: path.to_owned(),
         action: "open it",
@@ -368,6 +381,23 @@ impl Kernel {
         self.pinned.collect()
     }
 
+    /// Ends the host's sockets whose container or publish is not in `tables` any more.
+    ///
+    /// # Errors
+    /// When sockets cannot be listed, or one cannot be ended: its packets are dropped until it can.
+    pub(crate) fn end_host_sockets(&mut self, tables: &Tables) -> Result<usize, DataplaneError> {
+        host_sockets::end_stale(&mut self.pinned.maps.sockets, tables)
+    }
+
+    /// Forgets the host's sockets that are closed, where their map fills up.
+    ///
+    /// # Errors
+    /// When sockets cannot be listed.
+    pub(crate) fn forget_closed_sockets(&mut self) -> Result<usize, DataplaneError> {
+        let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
+        host_sockets::forget_closed(&mut self.pinned.maps.sockets, now)
+    }
+
     /// How many source ports are in use towards the destinations that `events` tell of.
     ///
     /// # Errors
@@ -415,7 +445,7 @@ impl Kernel {
             interface: interface.to_owned(),
             reason: reason.to_string(),
         };
-        let program = program(&mut self.ebpf, attachment.hook)?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, attachment.hook)?;
         if path.exists() {
             if link_state(&path, attachment, |_, _| true)? == Attached::Current {
                 let link = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
@@ -480,9 +510,10 @@ impl Dataplane for Pinned {
     fn configure(&mut self, config: &abi::Config) -> Result<(), DataplaneError> {
         let now = self.maps.config()?;
         self.maps.set_config(abi::Config {
-            flags: config.flags,
+            flags: config.flags & !config_flag::PASSING | now.flags & config_flag::PASSING,
             nat_first: config.nat_first,
             nat_last: config.nat_last,
+            netns_cookie: config.netns_cookie,
             ..now
         })
     }
@@ -516,6 +547,11 @@ impl Dataplane for Kernel {
 
     fn attach(&mut self, attachment: Attachment, interface: &str) -> Result<(), DataplaneError> {
         match self.pinned.attach {
+            _ if attachment.hook.is_cgroup() => {
+                let path = self.pinned.link_path(attachment);
+                let program: &mut CgroupSockAddr = program(&mut self.ebpf, attachment.hook)?;
+                cgroup::attach(program, attachment, &path)
+            }
             AttachMode::Tcx => self.attach_tcx(attachment, interface),
             AttachMode::Clsact => {
                 let program = program(&mut self.ebpf, attachment.hook)?;
@@ -606,19 +642,27 @@ pub fn detach_clsact(facts: &HostFacts, qdiscs: &BTreeSet<u32>) -> Vec<Dataplane
 /// Returns their ids.
 fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<Hook, u32>, DataplaneError> {
     for hook in Hook::ALL {
-        program(ebpf, hook)?;
+        if ebpf.program(hook.program()).is_none() {
+            return Err(missing(hook));
+        }
     }
+    let with_cgroups = host::supports_socket_hooks();
     std::thread::scope(|scope| {
         let loading: Vec<_> = ebpf
             .programs_mut()
             .filter_map(|(name, program)| {
                 let hook = Hook::ALL.into_iter().find(|hook| hook.program() == name)?;
-                let program: &mut SchedClassifier = program.try_into().ok()?;
                 Some((hook, program))
             })
+            .filter(|(hook, _)| with_cgroups || !hook.is_cgroup())
             .map(|(hook, program)| {
                 scope.spawn(move || {
-                    program.load().map_err(|error| load_error(&error))?;
+                    let loaded = match &mut *program {
+                        Program::CgroupSockAddr(program) => program.load(),
+                        Program::SchedClassifier(program) => program.load(),
+                        _ => return Err(missing(hook)),
+                    };
+                    loaded.map_err(|error| load_error(&error))?;
                     let info = program.info().map_err(|error| load_error(&error))?;
                     Ok((hook, info.id()))
                 })
@@ -648,10 +692,17 @@ fn global(value: u32) -> &'static u32 {
     Box::leak(Box::new(value))
 }
 
-fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DataplaneError> {
-    let missing = || DataplaneError::Load(format!("the object has no program {}", hook.program()));
-    let program = ebpf.program_mut(hook.program()).ok_or_else(missing)?;
+fn program<'e, P>(ebpf: &'e mut Ebpf, hook: Hook) -> Result<&'e mut P, DataplaneError>
+where
+    &'e mut P: TryFrom<&'e mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(hook.program());
+    let program = program.ok_or_else(|| missing(hook))?;
     program.try_into().map_err(|error| load_error(&error))
+}
+
+fn missing(hook: Hook) -> DataplaneError {
+    DataplaneError::Load(format!("the object has no program {}", hook.program()))
 }
 
 fn load_error(error: &dyn std::error::Error) -> DataplaneError {
@@ -659,7 +710,7 @@ fn load_error(error: &dyn std::error::Error) -> DataplaneError {
 }
 
 /// An error with its causes: aya's say little alone.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -8,12 +8,13 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use netd_common::abi::{
-    self, Backend, Endpoint, EndpointAddress, Flow, Holding, LocalAddress, Network,
+    self, Backend, Endpoint, EndpointAddress, Flow, Holding, KernelFlow, LocalAddress, Network,
     NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
 };
 use netd_common::wire::Wire;
 
 use super::DataplaneError;
+use super::host_sockets::SocketTable;
 use super::pod::Pod;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
 use crate::state::batch::for_each;
@@ -119,18 +120,26 @@ fn cause(error: MapError) -> io::Error {
     }
 }
 
-/// A flow table.
-pub(super) struct FlowTable<A> {
+/// A table of flows: netd's own, or with another value.
+pub(super) struct FlowTable<A, V = Flow<A>> {
     name: &'static str,
     /// For walking it: aya's typed map does not show its own.
     data: MapData,
-    map: HashMap<MapData, Pod<Tuple<A>>, Pod<Flow<A>>>,
+    map: HashMap<MapData, Pod<Tuple<A>>, Pod<V>>,
 }
 
-impl<A> FlowTable<A>
+/// Why an entry was not inserted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotInserted {
+    /// The key is there.
+    Exists,
+    /// There is no room.
+    Full,
+}
+
+impl<A, V: Wire> FlowTable<A, V>
 where
     Tuple<A>: Wire,
-    Flow<A>: Wire,
 {
     fn open(directory: &Path, name: &'static str) -> Result<Self, DataplaneError> {
         let data = MapData::from_pin(directory.join(name)).map_err(|e| unreadable(name, e))?;
@@ -139,7 +148,7 @@ where
     }
 
     /// Calls `visit` with every entry; see [`for_each`].
-    pub(super) fn walk(&self, visit: impl FnMut(Tuple<A>, Flow<A>)) -> Result<(), DataplaneError> {
+    pub(super) fn walk(&self, visit: impl FnMut(Tuple<A>, V)) -> Result<(), DataplaneError> {
         for_each(&self.data, visit).map_err(|source| DataplaneError::ReadMap {
             map: self.name,
             source,
@@ -147,8 +156,24 @@ where
     }
 
     /// An entry, if it is there.
-    pub(super) fn get(&self, tuple: &Tuple<A>) -> Option<Flow<A>> {
+    pub(super) fn get(&self, tuple: &Tuple<A>) -> Option<V> {
         self.map.get(&Pod(*tuple), 0).ok().map(|flow| flow.0)
+    }
+
+    /// Inserts an entry, if it is not there.
+    pub(super) fn insert(&mut self, tuple: &Tuple<A>, value: &V) -> Result<(), NotInserted> {
+        const NOEXIST: u64 = 1;
+        let inserted = self.map.insert(Pod(*tuple), Pod(*value), NOEXIST);
+        inserted.map_err(|error| match cause(error).raw_os_error() {
+            Some(libc::EEXIST) => NotInserted::Exists,
+            _ => NotInserted::Full,
+        })
+    }
+
+    /// Writes over an entry, or inserts it.
+    pub(super) fn replace(&mut self, tuple: &Tuple<A>, value: &V) -> Result<(), NotInserted> {
+        let written = self.map.insert(Pod(*tuple), Pod(*value), 0);
+        written.map_err(|_| NotInserted::Full)
     }
 
     /// Removes an entry; true if it was there.
@@ -167,6 +192,9 @@ macro_rules! define {
             pub(super) flows_v6: FlowTable<V6Addr>,
             pub(super) embryos_v4: FlowTable<V4Addr>,
             pub(super) embryos_v6: FlowTable<V6Addr>,
+            pub(super) kernel_v4: FlowTable<V4Addr, KernelFlow<V4Addr>>,
+            pub(super) kernel_v6: FlowTable<V6Addr, KernelFlow<V6Addr>>,
+            pub(super) sockets: SocketTable,
             holdings: HashTable<u32, Holding>,
         }
 
@@ -182,6 +210,9 @@ macro_rules! define {
                     flows_v6: FlowTable::open(directory, map::FLOWS_V6)?,
                     embryos_v4: FlowTable::open(directory, map::EMBRYOS_V4)?,
                     embryos_v6: FlowTable::open(directory, map::EMBRYOS_V6)?,
+                    kernel_v4: FlowTable::open(directory, map::KERNEL_FLOWS_V4)?,
+                    kernel_v6: FlowTable::open(directory, map::KERNEL_FLOWS_V6)?,
+                    sockets: SocketTable::open(directory)?,
                     holdings: pinned(directory, map::HOLDINGS, |map| {
                         <HashTable<u32, Holding> as TypedMap<_, _>>::from_map(map)
                     })?,
@@ -281,7 +312,7 @@ impl Maps {
     }
 }
 
-fn pinned<T, E: Into<MapError>>(
+pub(super) fn pinned<T, E: Into<MapError>>(
     directory: &Path,
     name: &'static str,
     convert: impl FnOnce(Map) -> Result<T, E>,
@@ -291,7 +322,7 @@ fn pinned<T, E: Into<MapError>>(
     convert(map).map_err(|error| unreadable(name, error.into()))
 }
 
-fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
+pub(super) fn unreadable(map: &'static str, error: MapError) -> DataplaneError {
     DataplaneError::ReadMap {
         map,
         source: cause(error),

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `v<ABI version>/maps/<NAME>` | the maps of [`netd_common::abi::map`] |
 //! | `v<ABI version>/links/<hook>-<ifindex>` | tcx links, e.g. `from_endpoint-12` |
+//! | `v<ABI version>/links/<hook>-0` | links to the root control group, e.g. `connect4-0` |
 //!
 //! Where the kernel has no tcx (before 6.6), programs are filters at a clsact qdisc with priority
 //! [`clsact::PRIORITY`] and handle [`clsact::HANDLE`]; nothing of them is pinned, and they outlive
@@ -15,11 +16,15 @@
 
 #[cfg(feature = "bpf-log")]
 mod bpf_log;
+mod cgroup;
 pub mod clsact;
+mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod flows;
+mod host_sockets;
 mod kernel;
+mod kernel_flows;
 mod maps;
 mod pod;
 mod shape;
@@ -36,13 +41,14 @@ use netd_common::abi::{self, hook};
 use thiserror::Error;
 
 pub use kernel::{Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached};
+pub use kernel_flows::{LeftToKernel, TakenOver};
 pub use shape::{Shape, ShapeError};
 pub use sizes::{Sizes, sizes};
 pub use tables::{Prefix, Row, RowKey, Table, Tables};
 
 use crate::collect::FlowFilter;
 
-/// A place where a program is attached to an interface.
+/// A place where a program is attached: to an interface, or to the root control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
     /// Both directions of a managed bridge: refuse what is forwarded to unknown endpoints.
@@ -55,16 +61,41 @@ pub enum Hook {
     ToEndpoint,
     /// Ingress of a container's host veth.
     FromEndpoint,
+    /// getpeername() of the host's IPv4 sockets.
+    Getpeername4,
+    /// The same of IPv6 sockets.
+    Getpeername6,
+    /// recvmsg() of the host's IPv4 UDP sockets.
+    Recvmsg4,
+    /// The same of IPv6 sockets.
+    Recvmsg6,
+    /// connect() of the host's IPv4 sockets.
+    Connect4,
+    /// The same of IPv6 sockets.
+    Connect6,
+    /// sendmsg() of the host's UDP sockets to IPv4 addresses.
+    Sendmsg4,
+    /// The same to IPv6 addresses.
+    Sendmsg6,
 }
 
 impl Hook {
-    /// Every hook, in the order in which programs are attached: what closes before what opens.
-    pub const ALL: [Self; 5] = [
+    /// Every hook, in the order in which programs are attached: what closes before what opens, and
+    /// what shows an address before what changes it.
+    pub const ALL: [Self; 13] = [
         Self::BridgeIn,
         Self::BridgeOut,
         Self::FromUplink,
         Self::ToEndpoint,
         Self::FromEndpoint,
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
     ];
 
     /// Its number in the ABI.
@@ -75,6 +106,14 @@ impl Hook {
             Self::FromUplink => hook::FROM_UPLINK,
             Self::BridgeIn => hook::BRIDGE_IN,
             Self::BridgeOut => hook::BRIDGE_OUT,
+            Self::Getpeername4 => hook::GETPEERNAME4,
+            Self::Getpeername6 => hook::GETPEERNAME6,
+            Self::Recvmsg4 => hook::RECVMSG4,
+            Self::Recvmsg6 => hook::RECVMSG6,
+            Self::Connect4 => hook::CONNECT4,
+            Self::Connect6 => hook::CONNECT6,
+            Self::Sendmsg4 => hook::SENDMSG4,
+            Self::Sendmsg6 => hook::SENDMSG6,
         }
     }
 
@@ -83,18 +122,26 @@ impl Hook {
         hook::name(self.number())
     }
 
+    /// True if its program is attached to the root control group instead of an interface.
+    pub fn is_cgroup(self) -> bool {
+        self.number() >= hook::PACKETS
+    }
+
     /// True at egress, false at ingress.
     pub fn is_egress(self) -> bool {
         matches!(self, Self::ToEndpoint | Self::BridgeOut)
     }
 }
 
-/// A program at an interface.
+/// Stands for the root control group where an interface's name is printed.
+pub const ROOT_CGROUP: &str = "the root control group";
+
+/// A program at an interface, or at the root control group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
     /// Which program, and in which direction.
     pub hook: Hook,
-    /// The interface.
+    /// The interface; 0 for the root control group.
     pub ifindex: u32,
 }
 
@@ -116,6 +163,9 @@ impl Attachment {
 
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hook.is_cgroup() {
+            return write!(f, "{} at {ROOT_CGROUP}", self.hook.program());
+        }
         write!(f, "{} at interface {}", self.hook.program(), self.ifindex)
     }
 }
@@ -163,7 +213,8 @@ pub trait Dataplane {
     fn attach(&mut self, attachment: Attachment, interface: &str) -> Result<(), DataplaneError>;
     /// Detaches a program; it is no error when it is not there.
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError>;
-    /// Writes flags and the port range of the configuration element; epoch and seed stay.
+    /// Writes flags and the port range of the configuration element; epoch and seed stay, and so do
+    /// the flags of [`abi::config_flag::PASSING`].
     fn configure(&mut self, config: &abi::Config) -> Result<(), DataplaneError>;
     /// Makes every flow decide and look up its route again at its next packet.
     fn bump_epoch(&mut self) -> Result<(), DataplaneError>;

@@ -71,13 +71,18 @@ pub fn shapes(sizes: &Sizes) -> Vec<Shape> {
         key: shape.key,
         value: shape.value,
         entries: sizes.entries(name),
-        flags: if shape.kind == MapType::LpmTrie {
+        flags: if shape.kind == MapType::LpmTrie || is_grown(name) {
             NO_PREALLOC
         } else {
             0
         },
     });
     all.collect()
+}
+
+/// True for hash maps that take memory only for the entries that they have.
+fn is_grown(name: &str) -> bool {
+    [map::KERNEL_FLOWS_V4, map::KERNEL_FLOWS_V6].contains(&name)
 }
 
 /// True for the tables whose size is a matter of memory, not of the ABI: one that exists is kept
@@ -88,6 +93,8 @@ pub fn is_sized_by_memory(name: &str) -> bool {
         map::FLOWS_V6,
         map::EMBRYOS_V4,
         map::EMBRYOS_V6,
+        map::KERNEL_FLOWS_V4,
+        map::KERNEL_FLOWS_V6,
         map::FLOW_RING_V4,
         map::FLOW_RING_V6,
         map::EMBRYO_RING_V4,

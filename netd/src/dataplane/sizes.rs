@@ -11,6 +11,9 @@ pub struct Sizes {
     pub flows_v4: u32,
     /// IPv6 flows.
     pub flows_v6: u32,
+    /// Flows that the kernel's NAT owned before netd came, of both families together; by memory
+    /// alone, for their number is not netd's to limit.
+    pub kernel_flows: u32,
     /// Containers, and their addresses of each family.
     pub endpoints: u32,
     /// Distinct kinds of drops.
@@ -36,6 +39,7 @@ pub fn sizes(ram: u64, cpus: u32, limits: &Limits) -> Sizes {
     let mut sizes = Sizes {
         flows_v4: 0,
         flows_v6: 0,
+        kernel_flows: 0,
         endpoints: if ram >= 4 << 30 { 16384 } else { 4096 },
         drops: 1024,
         cpus: cpus.max(1),
@@ -61,6 +65,7 @@ impl Sizes {
         Self {
             flows_v4: limits.flows_v4.unwrap_or(flows),
             flows_v6: limits.flows_v6.unwrap_or(flows / 4),
+            kernel_flows: flows,
             ..self
         }
     }
@@ -73,6 +78,8 @@ impl Sizes {
             map::FLOWS_V6 => self.flows_v6 * 2,
             map::EMBRYOS_V4 => embryos(self.flows_v4),
             map::EMBRYOS_V6 => embryos(self.flows_v6),
+            map::KERNEL_FLOWS_V4 => self.kernel_flows * 2,
+            map::KERNEL_FLOWS_V6 => self.kernel_flows / 4 * 2,
             // A seat per flow.
             map::FLOW_RING_V4 => self.flows_v4,
             map::FLOW_RING_V6 => self.flows_v6,
@@ -88,6 +95,9 @@ impl Sizes {
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,
             map::VERDICTS => u32::from(hook::COUNT),
+            // Sockets of the host that talk to containers.
+            map::SOCKETS if self.endpoints > 4096 => 65536,
+            map::SOCKETS => 4096,
             // The publish and exposed tries, and the ring buffer.
             _ => 65536,
         }
@@ -103,6 +113,8 @@ impl Sizes {
             + hash(map::EMBRYOS_V4, flow4.0, flow4.1)
             + hash(map::FLOWS_V6, flow6.0, flow6.1)
             + hash(map::EMBRYOS_V6, flow6.0, flow6.1)
+            + bucket_bytes(self.entries(map::KERNEL_FLOWS_V4))
+            + bucket_bytes(self.entries(map::KERNEL_FLOWS_V6))
             + array_bytes(self.entries(map::FLOW_RING_V4), size_of::<Seat<V4Addr>>())
             + array_bytes(self.entries(map::EMBRYO_RING_V4), size_of::<Seat<V4Addr>>())
             + array_bytes(self.entries(map::FLOW_RING_V6), size_of::<Seat<V6Addr>>())
@@ -119,6 +131,11 @@ impl Sizes {
             + hash(map::ADDRS_V6, 16, size_of::<EndpointAddress>())
             + hash(map::TRUSTED, size_of::<NetworkInterface>(), 4)
             + hash(map::UPLINKS, 4, size_of::<Uplink>())
+            + hash(
+                map::SOCKETS,
+                size_of::<SocketKey>(),
+                size_of::<SocketPeer>(),
+            )
             + self.drops_bytes()
             + array_bytes(self.entries(map::NETWORKS), size_of::<Network>())
             + array_bytes(PORT_WORDS, 8)
@@ -135,9 +152,13 @@ impl Sizes {
 
 fn hash_bytes(entries: u32, key: usize, value: usize) -> u64 {
     const ELEMENT: u64 = 48; // struct htab_elem
-    const BUCKET: u64 = 16; // struct bucket
     let element = ELEMENT + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8);
-    u64::from(entries) * element + u64::from(entries.next_power_of_two()) * BUCKET
+    u64::from(entries) * element + bucket_bytes(entries)
+}
+
+fn bucket_bytes(entries: u32) -> u64 {
+    const BUCKET: u64 = 16; // struct bucket
+    u64::from(entries.next_power_of_two()) * BUCKET
 }
 
 fn array_bytes(entries: u32, value: usize) -> u64 {

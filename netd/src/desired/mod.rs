@@ -17,16 +17,18 @@ use netd_common::abi::{
 
 use crate::config::{
     Config, ContainersAccess, Family, GatewayMode, HostAddresses, Mode, Network, PortRange,
-    Publish, ReturnPath, Spoof,
+    Protocol, Publish, ReturnPath, Spoof,
 };
-use crate::dataplane::{Attachment, Hook, Prefix, Row, Tables};
+use crate::dataplane::{Attachment, Hook, Prefix, ROOT_CGROUP, Row, Tables};
 use crate::host::{
-    AddressScope, Container, HostFacts, Link, LinkKind, LocalKind, PortSpan, RpFilter,
+    AddressScope, Container, HostFacts, Link, LinkKind, ListenerProtocol, LocalKind, PortSpan,
+    RpFilter,
 };
 
 pub use ids::{Ids, MAX_NETWORKS, TooManyNetworks};
 pub use nat_ports::{NatSpan, nat_span, reserved_list, reserved_text};
 pub use ports::port_prefixes;
+use ports::uniform;
 
 /// `net.ipv4.ip_local_reserved_ports`, as a path below /proc/sys.
 pub const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
@@ -106,13 +108,14 @@ pub fn desired(config: &Config, facts: &HostFacts, ids: &Ids) -> Desired {
         .collect();
 
     configuration(config, facts, &mut out);
+    host_access(facts, &mut out);
     for managed in &networks {
         network_rows(config, facts, managed, &mut out);
     }
     let containers = endpoint_rows(facts, &networks, &mut out);
     uplink_rows(config, facts, &networks, &mut out);
     local_rows(facts, &mut out);
-    publish_rows(config, &networks, &containers, &mut out);
+    publish_rows(config, facts, &networks, &containers, &mut out);
     out
 }
 
@@ -138,6 +141,24 @@ fn configuration(config: &Config, facts: &HostFacts, out: &mut Desired) {
         out.sysctls
             .insert(RESERVED_PORTS.to_owned(), reserved_text(&list));
         out.reserved = Some(span.ports);
+    }
+}
+
+/// The hooks of the host's own sockets.
+fn host_access(facts: &HostFacts, out: &mut Desired) {
+    out.config.netns_cookie = facts.netns_cookie;
+    if !facts.socket_hooks {
+        out.warnings.push(
+            "the host's own programs do not reach published ports through netd: cgroup2 is not \
+             mounted, or the kernel is built without CONFIG_CGROUP_BPF; `mount -t cgroup2 none \
+             /sys/fs/cgroup/unified` helps with the former"
+                .to_owned(),
+        );
+        return;
+    }
+    for hook in Hook::ALL.into_iter().filter(|hook| hook.is_cgroup()) {
+        let attachment = Attachment { hook, ifindex: 0 };
+        out.attachments.insert(attachment, ROOT_CGROUP.to_owned());
     }
 }
 
@@ -170,11 +191,14 @@ fn network_rows(config: &Config, facts: &HostFacts, managed: &Managed<'_>, out: 
                     _ => {}
                 }
             }
-            if config.host.mode == Mode::Replace {
-                for hook in [Hook::BridgeIn, Hook::BridgeOut] {
-                    let attachment = Attachment { hook, ifindex: bridge.ifindex };
-                    out.attachments.insert(attachment, bridge.name.clone());
-                }
+            // What the host sends is led out of the bridge in both modes.
+            let guards: &[Hook] = match config.host.mode {
+                Mode::Replace => &[Hook::BridgeIn, Hook::BridgeOut],
+                Mode::Accelerate => &[Hook::BridgeOut],
+            };
+            for hook in guards.iter().copied() {
+                let attachment = Attachment { hook, ifindex: bridge.ifindex };
+                out.attachments.insert(attachment, bridge.name.clone());
             }
             for (name, _) in forwarding(bridge) {
                 // An IPv6 setting exists only where IPv6 does.
@@ -451,6 +475,7 @@ fn local_rows(facts: &HostFacts, out: &mut Desired) {
 
 fn publish_rows(
     config: &Config,
+    facts: &HostFacts,
     networks: &[Managed<'_>],
     containers: &Containers<'_>,
     out: &mut Desired,
@@ -475,6 +500,7 @@ fn publish_rows(
             && managed.network.mode.of(Family::of(other)) != GatewayMode::Isolated
         {
             publish_one(
+                facts,
                 managed,
                 publish,
                 other,
@@ -486,6 +512,7 @@ fn publish_rows(
     }
     for (managed, publish) in explicit {
         publish_one(
+            facts,
             managed,
             publish,
             publish.container,
@@ -496,6 +523,7 @@ fn publish_rows(
 }
 
 fn publish_one(
+    facts: &HostFacts,
     managed: &Managed<'_>,
     publish: &Publish,
     container: IpAddr,
@@ -517,13 +545,13 @@ fn publish_one(
     }
     let host_first = publish.host_ports.first().to_be_bytes();
     let container_first = publish.container_ports.first().to_be_bytes();
-    let flags = if publish.override_listener {
-        backend_flag::OVERRIDE
-    } else {
-        0
-    };
     let network = managed.id;
-    for (port, bits) in ranged(publish.host_ports) {
+    let protocol = listener_protocol(publish.protocol);
+    // Which ports the publish takes from a program of the host that holds them.
+    let overrides =
+        |port: u16| publish.override_listener || facts.engine_ports.contains(&(protocol, port));
+    for (port, bits, overrides) in uniform(ranged(publish.host_ports), overrides) {
+        let flags = if overrides { backend_flag::OVERRIDE } else { 0 };
         for host in hosts {
             let row = match (*host, container) {
                 (IpAddr::V4(host), IpAddr::V4(a)) => Row::PublishV4(
@@ -560,6 +588,15 @@ fn publish_one(
         if let Some(index) = port_word(proto, word * 64) {
             *out.tables.ports.entry(index).or_default() |= bits;
         }
+    }
+}
+
+/// The protocol of a publish, as listeners are told by.
+pub(crate) fn listener_protocol(protocol: Protocol) -> ListenerProtocol {
+    match protocol {
+        Protocol::Tcp => ListenerProtocol::Tcp,
+        Protocol::Udp => ListenerProtocol::Udp,
+        Protocol::Sctp => ListenerProtocol::Sctp,
     }
 }
 

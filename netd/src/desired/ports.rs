@@ -21,6 +21,26 @@ pub fn port_prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
     prefixes
 }
 
+/// The same ports in prefixes of which `property` is true for all ports, or false for all: split
+/// where need be.
+pub fn uniform(prefixes: Vec<(u16, u32)>, property: impl Fn(u16) -> bool) -> Vec<(u16, u32, bool)> {
+    let mut todo: Vec<(u16, u32)> = prefixes.into_iter().rev().collect();
+    let mut out = Vec::new();
+    while let Some((first, bits)) = todo.pop() {
+        let free = 16 - bits;
+        let last = first | ((1u32 << free) - 1) as u16;
+        let is = property(first);
+        if (first..=last).all(|port| property(port) == is) {
+            out.push((first, bits, is));
+        } else {
+            let half = 1u16 << (free - 1);
+            todo.push((first | half, bits + 1));
+            todo.push((first, bits + 1));
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +78,23 @@ mod tests {
         assert_eq!(port_prefixes(1, 65534).len(), 30);
         assert_eq!(port_prefixes(65535, 65535), [(65535, 16)]);
         assert!(port_prefixes(2, 1).is_empty());
+    }
+
+    #[test]
+    fn a_range_is_split_where_a_property_changes() {
+        assert_eq!(
+            uniform(port_prefixes(8000, 8007), |port| port == 8001),
+            [
+                (8000, 16, false),
+                (8001, 16, true),
+                (8002, 15, false),
+                (8004, 14, false)
+            ]
+        );
+        assert_eq!(
+            uniform(port_prefixes(1, 65535), |_| true).len(),
+            port_prefixes(1, 65535).len()
+        );
     }
 
     proptest! {

@@ -90,6 +90,8 @@ pub(crate) fn host() -> HostFacts {
             },
             ..Default::default()
         },
+        socket_hooks: true,
+        netns_cookie: 7,
         ..HostFacts::default()
     }
 }
@@ -115,8 +117,10 @@ pub(crate) fn wanted(text: &str, facts: &HostFacts) -> Desired {
     desired(&config, facts, &ids(&config))
 }
 
+/// Programs at interfaces.
 fn hooks(desired: &Desired) -> Vec<(Hook, &str)> {
     let all = desired.attachments.iter();
+    let all = all.filter(|(at, _)| !at.hook.is_cgroup());
     all.map(|(at, name)| (at.hook, name.as_str())).collect()
 }
 
@@ -169,7 +173,62 @@ fn accelerate_mode_has_no_guard() {
     let text = format!("[host]\nmode = \"accelerate\"\n{WEB}");
     let got = wanted(&text, &host());
     assert!(hooks(&got).iter().all(|(hook, _)| *hook != Hook::BridgeIn));
+    // What the host's sockets send is led past the bridge all the same.
+    assert!(hooks(&got).contains(&(Hook::BridgeOut, "br-web")));
     assert_eq!(got.config.flags, config_flag::ACCELERATE);
+}
+
+#[test]
+fn the_hosts_sockets_have_their_hooks_where_they_can() {
+    let cgroup = |desired: &Desired| {
+        let hooks = desired.attachments.keys().filter(|at| at.hook.is_cgroup());
+        assert!(hooks.clone().all(|at| at.ifindex == 0));
+        hooks.count()
+    };
+    let got = wanted(WEB, &host());
+    assert_eq!((cgroup(&got), got.config.netns_cookie), (8, 7));
+    let facts = HostFacts {
+        socket_hooks: false,
+        ..host()
+    };
+    let got = wanted(WEB, &facts);
+    assert_eq!(cgroup(&got), 0);
+    assert!(got.warnings[0].contains("cgroup2 is not mounted"));
+}
+
+#[test]
+fn the_engines_own_sockets_do_not_keep_a_port() {
+    let publish = r#"
+[[publish]]
+network = "web"
+container = "10.201.1.2"
+protocol = "udp"
+host_ports = "8000-8003"
+container_ports = "9000-9003"
+"#;
+    let mut facts = host();
+    facts.engine_ports = [(ListenerProtocol::Udp, 8001), (ListenerProtocol::Tcp, 8002)].into();
+    let got = wanted(&format!("{WEB}{publish}"), &facts);
+    let rows: Vec<_> = got
+        .tables
+        .publish_v4
+        .iter()
+        .map(|(key, backend)| {
+            let first = u16::from_be_bytes(backend.host_first);
+            let to = u16::from_be_bytes(backend.container_first);
+            let port = u16::from_be_bytes(key.data.port);
+            (port, key.bits - 64, backend.flags, (first, to))
+        })
+        .collect();
+    let range = (8000, 9000);
+    assert_eq!(
+        rows,
+        [
+            (8002, 15, 0, range),
+            (8000, 16, 0, range),
+            (8001, 16, backend_flag::OVERRIDE, range),
+        ]
+    );
 }
 
 #[test]

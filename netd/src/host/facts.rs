@@ -3,6 +3,7 @@
 //! Two readings of an unchanged host are equal, so nothing here counts, ages or names a moment:
 //! an address says that it is valid, not for how many seconds.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::link::{Link, MacAddr, RpFilter};
+use super::listeners::ListenerProtocol;
 
 /// Everything netd decides from, as one network namespace of the host shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -28,6 +30,14 @@ pub struct HostFacts {
     pub ipsec_out: Vec<IpsecPolicy>,
     /// Settings of the whole namespace.
     pub settings: Settings,
+    /// Programs for the host's own sockets can be attached: cgroup2 is mounted, and the kernel
+    /// has them.
+    pub socket_hooks: bool,
+    /// The kernel's cookie of the namespace; 0 where it tells none.
+    pub netns_cookie: u64,
+    /// Ports whose only listeners are the Engine's proxies or placeholders. Filled by
+    /// [`super::EngineSockets`], which is told what is published.
+    pub engine_ports: BTreeSet<(ListenerProtocol, u16)>,
 }
 
 /// An address of the host.

@@ -4,7 +4,10 @@
 //! are pure. [`HostWatch`] says when to read again. Everything shows the network namespace of
 //! the thread that opens the reader (or calls the function).
 
+mod cgroup;
+mod conntrack;
 mod containers;
+mod engine_sockets;
 mod facts;
 pub(crate) mod filters;
 mod interfaces;
@@ -16,6 +19,7 @@ mod machine;
 pub(crate) mod netlink;
 mod probe;
 mod routes;
+mod sock_destroy;
 mod sysctl;
 mod watch;
 
@@ -25,6 +29,9 @@ use std::path::PathBuf;
 
 use netlink::Netlink;
 
+pub use cgroup::{cgroup2_root, netns_cookie, supports_socket_hooks};
+pub use conntrack::{Closing, ConntrackFlow, FlowEnds, read_conntrack};
+pub use engine_sockets::EngineSockets;
 pub use facts::*;
 pub use kernel::{
     BPFFS_PATH, Bpffs, KernelFeatures, KernelVersion, MissingFeature, ensure_bpffs, kernel_features,
@@ -32,6 +39,7 @@ pub use kernel::{
 pub use link::*;
 pub use listeners::{ListenerProtocol, LocalListener, local_listeners};
 pub use machine::{KernelClock, boot_id, boottime_nanoseconds, monotonic_nanoseconds, ram_bytes};
+pub use sock_destroy::{OpenSocket, SocketEnder, open_sockets};
 pub use sysctl::{Restored, SysctlChange, read_sysctl, set_bridge_forwarding, set_sysctl};
 pub use watch::{HostWatch, Wake};
 
@@ -69,6 +77,9 @@ impl HostReader {
             links,
             addresses,
             settings,
+            socket_hooks: supports_socket_hooks() && cgroup2_root().is_some(),
+            netns_cookie: netns_cookie().unwrap_or(0),
+            engine_ports: BTreeSet::new(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Which program sits at which interface.
 
-use std::{fs, io};
+use std::{fs, io, os::fd::AsFd as _, path::Path};
 
 use netd_common::abi::hook;
 use serde::Serialize;
@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::{State, StateError, sys};
 use crate::{
     dataplane::{
-        AttachMode, Attachment,
+        AttachMode, Attachment, ROOT_CGROUP,
         clsact::{HANDLE, PRIORITY},
+        sys::{cgroup_link, open_pinned},
     },
     host::filters::{BpfFilter, bpf_filters},
 };
@@ -33,10 +34,11 @@ pub struct AttachmentView {
 /// # Errors
 /// What the kernel says.
 pub fn attachments(state: &State, how: AttachMode) -> Result<Vec<AttachmentView>, StateError> {
-    let mut views = match how {
-        AttachMode::Tcx => links(state)?,
-        AttachMode::Clsact => filters(state)?,
-    };
+    let mut views = links(state)?;
+    if how == AttachMode::Clsact {
+        views.retain(|view| view.interface.as_deref() == Some(ROOT_CGROUP));
+        views.extend(filters(state)?);
+    }
     views.sort();
     Ok(views)
 }
@@ -59,6 +61,15 @@ fn links(state: &State) -> Result<Vec<AttachmentView>, StateError> {
         let Some(pinned) = name.to_str().and_then(Attachment::from_pin_name) else {
             continue;
         };
+        if pinned.hook.is_cgroup() {
+            views.push(AttachmentView {
+                attached: is_at_cgroup(&entry.path())?,
+                interface: Some(ROOT_CGROUP.to_owned()),
+                ifindex: 0,
+                hook: pinned.hook.program(),
+            });
+            continue;
+        }
         match sys::tcx_link_target(&entry.path()) {
             Ok(target) => {
                 let interface = state.interface(pinned.ifindex).map(str::to_owned);
@@ -81,6 +92,19 @@ fn links(state: &State) -> Result<Vec<AttachmentView>, StateError> {
         }
     }
     Ok(views)
+}
+
+/// Does the link still sit at a control group?
+fn is_at_cgroup(path: &Path) -> Result<bool, StateError> {
+    let link = open_pinned(path).and_then(|link| cgroup_link(link.as_fd()));
+    match link {
+        Ok(link) => Ok(link.is_some_and(|link| link.cgroup != 0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StateError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 fn filters(state: &State) -> Result<Vec<AttachmentView>, StateError> {

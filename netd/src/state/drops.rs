@@ -199,6 +199,7 @@ pub(super) fn direction(number: u8) -> &'static str {
         hook::FROM_UPLINK => "from-uplink",
         hook::BRIDGE_IN => "from-bridge",
         hook::BRIDGE_OUT => "to-bridge",
+        hook::CONNECT4..=hook::GETPEERNAME6 => "from-host",
         _ => "unknown",
     }
 }

@@ -8,6 +8,7 @@
 //! | [`network`] | networks and containers |
 //! | [`publish`] | published ports, ranges folded back from prefixes |
 //! | [`flow`] | flows, both directions joined |
+//! | [`kernel_flow`] | flows that the kernel's NAT owned before netd |
 //! | [`filter`] | choosing flows |
 //! | [`drops`] | dropped packets by reason |
 //! | [`events`] | dropped packets as they come |
@@ -22,6 +23,7 @@ pub mod drops;
 pub mod events;
 pub mod filter;
 pub mod flow;
+pub mod kernel_flow;
 pub mod network;
 pub mod publish;
 pub mod shape;

@@ -3,8 +3,8 @@
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
     Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
-    LocalAddress, Network, NetworkInterface, PortPrefix, Seat, Subnet, TableEvents, Tuple, Uplink,
-    V4Addr, V6Addr, Verdicts, map,
+    KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey, SocketPeer,
+    Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -58,7 +58,7 @@ impl Shape {
 pub const SHAPES: &[(&str, Shape)] = {
     type A4 = V4Addr;
     type A6 = V6Addr;
-    use MapType::{Array, Hash, LpmTrie, LruPerCpuHash, PerCpuArray, RingBuf};
+    use MapType::{Array, Hash, LpmTrie, LruHash, LruPerCpuHash, PerCpuArray, RingBuf};
     &[
         (map::CONFIG, Shape::of::<u32, Config>(Array)),
         (map::ENDPOINTS, Shape::of::<u32, Endpoint>(Hash)),
@@ -97,9 +97,18 @@ pub const SHAPES: &[(&str, Shape)] = {
             Shape::of::<u32, TableEvents>(PerCpuArray),
         ),
         (map::NAT_EVENTS, Shape::of::<(), ()>(RingBuf)),
+        (
+            map::KERNEL_FLOWS_V4,
+            Shape::of::<Tuple<A4>, KernelFlow<A4>>(Hash),
+        ),
+        (
+            map::KERNEL_FLOWS_V6,
+            Shape::of::<Tuple<A6>, KernelFlow<A6>>(Hash),
+        ),
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
+        (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
     ]
 };
 

@@ -459,6 +459,7 @@ fn status_tells_a_running_daemon_from_a_stopped_one() {
         fallbacks: Fallbacks {
             attach: AttachMode::Tcx,
             source_address: SourceAddress::FibLookup,
+            host_access: true,
         },
         alarm: None,
         scarce_ports: Vec::new(),
@@ -467,6 +468,7 @@ fn status_tells_a_running_daemon_from_a_stopped_one() {
         sysctls: Default::default(),
         reserved_ports: None,
         qdiscs: Default::default(),
+        kernel_nat: Default::default(),
     };
     run.save(&files.state).unwrap();
     fs::write(&files.lock, format!("{}\n", std::process::id())).unwrap();

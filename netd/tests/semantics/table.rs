@@ -1,5 +1,4 @@
-//! The table of expected results: every line that needs neither the Engine nor a host that asks its own published
-//! ports; with transmit offload and without, in replace mode and, over Docker's rules, in accelerate mode.
+//! The table of expected results: every line that needs no Engine; with transmit offload and without, in replace mode and, over Docker's rules, in accelerate mode.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
@@ -23,12 +22,26 @@ pub fn questions(host: &StandardHost) -> Vec<Question> {
     let gateway = |name: &str| StandardHost::network(name).gateway();
     let gateway6 = |name: &str| StandardHost::network(name).gateway6().expect("n2 has IPv6");
     let (host4, host6): (IpAddr, IpAddr) = (HOST.into(), ip(HOST6));
+    let (local4, local6) = (ip("127.0.0.1"), ip("::1"));
     let (client4, client6): (IpAddr, IpAddr) = (CLIENT.into(), ip(CLIENT6));
     let q = Question::new;
     vec![
         q("host", Tcp, at(v4("c0"), WEB), by("c0", gateway("def"))),
         q("host", Tcp, at(v6("n2a"), WEB), by("n2a", gateway6("n2"))),
         q("host", Echo, at(v4("n3a"), 0), Want::Reply),
+        // The host's own programs. They are asked in full by the survival tests.
+        q("host", Tcp, at(local4, 8081), by("c0", gateway("def"))),
+        q("host", Tcp, at(host4, 8081), by("c0", gateway("def"))),
+        // c0 has no IPv6, and there is no Engine whose proxy would serve it.
+        q("host", Tcp, at(local6, 8081), Want::Refused),
+        q("host", Tcp, at(local4, 8082), by("n1a", gateway("n1"))),
+        q("host", Tcp, at(host4, 8082), Want::Refused),
+        q("host", Tcp, at(host4, 8083), by("n2a", gateway("n2"))),
+        q("host", Tcp, at(local4, 8083), Want::Refused),
+        q("host", Tcp, at(host6, 8085), by("n2a", gateway6("n2"))),
+        q("host", Tcp, at(local6, 8085), by("n2a", gateway6("n2"))),
+        q("host", Udp, at(local4, 8084), by("n2b", gateway("n2"))),
+        q("host", Udp, at(local6, 8084), by("n2b", gateway6("n2"))),
         // Published ports, and the true client.
         q("client", Tcp, at(host4, 8081), by("c0", client4)),
         q("client", Tcp, at(host4, 8083), by("n2a", client4)),

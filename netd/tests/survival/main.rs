@@ -3,6 +3,9 @@
 //! (`cargo xtask test --only survival`): each wants the machine for itself.
 
 mod daemon_dead;
+mod drain;
+mod host_access;
+mod kernel_nat;
 mod load;
 mod nat_exhaustion;
 mod programs;
