@@ -188,9 +188,12 @@ impl Engine {
         }
         match self.kernel.end_host_sockets(tables) {
             Ok(ended) => {
-                self.sockets_checked = true;
-                if ended > 0 {
-                    tracing::info!("ended {ended} sockets of the host whose container is gone");
+                self.sockets_checked = ended.unsettled == 0;
+                if ended.sockets > 0 {
+                    tracing::info!(
+                        "ended {} sockets of the host whose container or publish is gone",
+                        ended.sockets
+                    );
                 }
             }
             Err(error) => {

@@ -26,8 +26,10 @@ pub(super) struct SocketTable {
     capacity: usize,
 }
 
-/// An entry may be there before its socket can be listed: connect() has not come to that yet.
-const SETTLED: u32 = 60;
+/// Seconds after which a connect() that has written an entry has come to its end. Before, its
+/// socket may not be listed yet, or not as connected; and without the entry it would go where it
+/// likes.
+const SETTLED: u32 = 2;
 
 impl SocketTable {
     pub(super) fn open(directory: &Path) -> Result<Self, DataplaneError> {
@@ -59,36 +61,51 @@ impl SocketTable {
     }
 }
 
+/// What [`end_stale`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Sockets that were ended, and entries of unconnected ones that were forgotten.
+    pub sockets: usize,
+    /// Calls that were about to end; to be looked at again.
+    pub unsettled: usize,
+}
+
 /// Ends the connected sockets whose container or publish is not in `tables` any more, and forgets
-/// what unconnected ones were led to: their next datagram is led anew. Returns how many entries
-/// went.
+/// what unconnected ones were led to: their next datagram is led anew. `now` is CLOCK_MONOTONIC in
+/// seconds.
 ///
 /// A socket that cannot be ended stays in the map, and the packet hooks go on dropping what it
 /// sends to the address's next owner.
 pub(super) fn end_stale(
     sockets: &mut SocketTable,
     tables: &Tables,
-) -> Result<usize, DataplaneError> {
+    now: u32,
+) -> Result<Ended, DataplaneError> {
     let mut stale = sockets.entries()?;
     stale.retain(|(key, peer)| !is_in_force(tables, key, peer));
     if stale.is_empty() {
-        return Ok(0);
+        return Ok(Ended::default());
     }
     let open = host::open_sockets()?;
     let mut ender = SocketEnder::open()?;
-    let mut result = Ok(stale.len());
-    for (key, _) in &stale {
+    let mut ended = Ended::default();
+    let mut failed = None;
+    for (key, peer) in &stale {
         let port = u16::from_be_bytes(key.port);
         let connected = open
             .get(&key.cookie)
             .filter(|socket| socket.protocol == key.proto)
             .filter(|socket| socket.is_connected_to(key.addr.0, port));
         match connected.map(|socket| ender.end(socket)) {
-            None | Some(Ok(())) => sockets.remove(key),
-            Some(Err(error)) => result = Err(error.into()),
+            None if !is_settled(peer, now) => ended.unsettled += 1,
+            None | Some(Ok(())) => {
+                sockets.remove(key);
+                ended.sockets += 1;
+            }
+            Some(Err(error)) => failed = Some(error),
         }
     }
-    result
+    failed.map_or(Ok(ended), |error| Err(error.into()))
 }
 
 /// Forgets closed sockets, once the map is a quarter full. `now` is CLOCK_MONOTONIC in seconds.
@@ -111,12 +128,15 @@ fn closed(
     now: u32,
     is_open: impl Fn(u64) -> bool,
 ) -> Vec<SocketKey> {
-    let is_settled = |peer: &SocketPeer| now.saturating_sub(peer.seen) > SETTLED;
     entries
         .iter()
-        .filter(|(key, peer)| is_settled(peer) && !is_open(key.cookie))
+        .filter(|(key, peer)| is_settled(peer, now) && !is_open(key.cookie))
         .map(|(key, _)| *key)
         .collect()
+}
+
+fn is_settled(peer: &SocketPeer, now: u32) -> bool {
+    now.saturating_sub(peer.seen) > SETTLED
 }
 
 /// Does what the program asked for still lead to where its socket was led?
@@ -280,14 +300,14 @@ mod tests {
             let (key, peer) = entry((HOST, 8000), (CONTAINER, 80), 7);
             (SocketKey { cookie, ..key }, SocketPeer { seen, ..peer })
         };
-        let entries = [of(1, 100), of(2, 100), of(3, 150), of(4, 300)];
+        let entries = [of(1, 100), of(2, 100), of(3, 110), of(4, 300)];
         let cookies = |now| {
             let closed = closed(&entries, now, |cookie| cookie == 1);
             closed.iter().map(|key| key.cookie).collect::<Vec<_>>()
         };
-        assert_eq!(cookies(160), [0; 0]);
-        assert_eq!(cookies(161), [2]);
+        assert_eq!(cookies(102), [0; 0]);
+        assert_eq!(cookies(103), [2]);
         // The last was seen after the clock was read.
-        assert_eq!(cookies(211), [2, 3]);
+        assert_eq!(cookies(120), [2, 3]);
     }
 }

@@ -390,8 +390,12 @@ impl Kernel {
     ///
     /// # Errors
     /// When sockets cannot be listed, or one cannot be ended: its packets are dropped until it can.
-    pub(crate) fn end_host_sockets(&mut self, tables: &Tables) -> Result<usize, DataplaneError> {
-        host_sockets::end_stale(&mut self.pinned.maps.sockets, tables)
+    pub(crate) fn end_host_sockets(
+        &mut self,
+        tables: &Tables,
+    ) -> Result<host_sockets::Ended, DataplaneError> {
+        let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
+        host_sockets::end_stale(&mut self.pinned.maps.sockets, tables, now)
     }
 
     /// Forgets the host's sockets that are closed, where their map fills up.

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use netd::lab::{Daemon, StandardHost, StandardHostOptions};
+use netd::lab::{
+    Daemon, Direction, ProbeOptions, StandardHost, StandardHostOptions, bulk_transfer, udp_probe,
+};
 use nix::sys::signal::Signal;
 
 use super::sockets::{Bound, Way, ask, ask_stream, open, shown};
@@ -64,6 +66,40 @@ fn restarts_are_not_noticed() {
     assert!(opened > 100, "{opened}");
     println!("{opened} opened");
     world.end();
+}
+
+/// Segments of 64 KiB that the host's veth cuts, datagrams in fragments, of which only the first has
+/// ports, and checksums with and without the device's help.
+#[test]
+fn large_segments_and_fragments() {
+    need_root!();
+    for tx_offload in [true, false] {
+        let options = StandardHostOptions {
+            tx_offload,
+            ..StandardHostOptions::default()
+        };
+        let host = StandardHost::build(options).expect("the standard host");
+        let toml = World::toml(&host, "replace", &[ANY]);
+        let program = Path::new(env!("CARGO_BIN_EXE_netd"));
+        let daemon = Daemon::start(program, &host.host, &toml).expect("it runs");
+        let options = ProbeOptions::default().timeout(LONG);
+        for to in ["127.0.0.1", "::1", "::ffff:198.18.0.1"] {
+            for direction in [Direction::Upload, Direction::Download] {
+                let moved = bulk_transfer(&host.host, at(to, ANY), 32 << 20, direction, &options);
+                assert!(moved.is_ok(), "{to} {direction:?} {tx_offload}: {moved:?}");
+            }
+            for payload in [1400, 1480, 4000, 20000] {
+                let outcome = udp_probe(&host.host, at(to, ANY), &options.clone().payload(payload));
+                assert!(
+                    outcome.answered(),
+                    "{to} {payload} {tx_offload}: {outcome:?}"
+                );
+                let server = outcome.report().map(|report| &*report.server);
+                assert_eq!(server, Some("n2a"));
+            }
+        }
+        daemon.unload().expect("unload");
+    }
 }
 
 /// Where packets meet programs at clsact filters, the host's sockets do the same.

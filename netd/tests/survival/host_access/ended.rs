@@ -227,6 +227,19 @@ fn next_owner(mode: &str) {
         }
     }
     assert!(!capture.stop().is_empty(), "the capture sees such packets");
+    // Nothing was lost without a word: n2a's veth is gone, and with it what was sent there.
+    let drops = world.daemon.verb(&["status", "--json"]).expect("status");
+    let hook = |name: &str, what: &str| {
+        let report: serde_json::Value = serde_json::from_str(&drops.stdout).expect("JSON");
+        let hooks = report["data_plane"]["verdicts"]
+            .as_array()
+            .expect("hooks")
+            .clone();
+        let found = hooks.iter().find(|hook| hook["hook"] == name);
+        found.expect("the hook")[what].as_u64().expect("a number")
+    };
+    assert!(hook("connect4", "decided") > 0 && hook("sendmsg4", "decided") > 0);
+    assert!(hook("bridge_guard_out", "decided") > 0);
     let direct = server.requests();
 
     world.daemon.run(&[]).expect("the daemon returns");

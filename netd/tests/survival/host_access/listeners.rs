@@ -1,14 +1,15 @@
 //! Programs of the host that hold a published port: they keep it, unless the publish overrides or
 //! they are the Engine's own.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::{ChildStdout, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use netd::lab::{CLIENT, Listen, Namespace, Server};
+use netd::lab::{CLIENT, Listen, Namespace, Process, Server};
 
 use super::sockets::{Bound, Way, ask};
 use super::{World, at, ip, need_root, published};
@@ -143,70 +144,45 @@ fn the_engines_own_proxy_loses_its_port() {
     world.end();
 }
 
-/// A process of the host that holds a port, under a name.
-struct Held(
-    netd::lab::Process,
-    PathBuf,
-    #[expect(dead_code, reason = "kept open: it writes there at its end")] BufReader<ChildStdout>,
-);
-
-const HOLD: &str = "NETD_TEST_HOLD";
+/// A port of the host, held by a process with a name; it answers as `held`.
+struct Held {
+    process: Process,
+    directory: PathBuf,
+}
 
 impl Held {
     fn start(host: &Namespace, name: &str, port: u16) -> Self {
-        let directory =
-            std::env::temp_dir().join(format!("netd-hold-{}-{port}", std::process::id()));
+        let listener = host.run(|| TcpListener::bind(("0.0.0.0", port)));
+        let listener = listener.expect("a listener");
+        let unique = format!("netd-hold-{}-{port}", std::process::id());
+        let directory = std::env::temp_dir().join(unique);
         std::fs::create_dir(&directory).expect("a directory");
         let program = directory.join(name);
-        symlink(std::env::current_exe().expect("this program"), &program).expect("a link");
+        symlink("/bin/sh", &program).expect("a link");
+        // The shell holds the socket as its output, until its input ends.
+        let output = OwnedFd::from(listener.try_clone().expect("a clone"));
         let mut command = host.command(&program);
         command
-            .args([
-                "--exact",
-                "host_access::listeners::hold_a_port",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env(HOLD, port.to_string())
+            .args(["-c", "read line"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut process = host.spawn(command).expect("a process");
-        let stdout = process.child().stdout.take().expect("its output");
-        let mut output = BufReader::new(stdout);
-        let listens = (&mut output)
-            .lines()
-            .any(|line| line.is_ok_and(|line| line.ends_with("listens")));
-        assert!(listens, "it ended before it listened");
-        Self(process, directory, output)
+            .stdout(output);
+        let process = host.spawn(command).expect("a process");
+        std::thread::spawn(move || {
+            while let Ok((mut stream, peer)) = listener.accept() {
+                let report = format!("server=held peer={peer} local={peer}\n");
+                let _ = stream.write_all(report.as_bytes());
+                // Closing before it has read would reset the connection.
+                let _ = stream.read(&mut [0; 64]);
+            }
+        });
+        Self { process, directory }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        drop(self.0.child().stdin.take());
-        let _ = self.0.wait_timeout(LONG);
-        let _ = std::fs::remove_dir_all(&self.1);
+        drop(self.process.child().stdin.take());
+        let _ = self.process.wait_timeout(LONG);
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-/// The process of [`Held`]: answers until its standard input ends.
-#[test]
-#[ignore = "a child process of another test"]
-fn hold_a_port() {
-    let Ok(port) = std::env::var(HOLD) else {
-        return;
-    };
-    let port: u16 = port.parse().expect("a port");
-    let listener = TcpListener::bind(("0.0.0.0", port)).expect("a listener");
-    std::thread::spawn(move || {
-        while let Ok((mut stream, peer)) = listener.accept() {
-            let report = format!("server=held peer={peer} local={peer}\n");
-            let _ = stream.write_all(report.as_bytes());
-            // Closing before it has read would reset the connection.
-            let _ = stream.read(&mut [0; 64]);
-        }
-    });
-    println!("listens");
-    std::io::stdout().flush().expect("flushed");
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
