@@ -692,6 +692,8 @@ pub mod kernel_flow_flag {
     pub const FIN: u32 = 1;
     /// A RST was seen in this direction, and nothing but RSTs after it.
     pub const RST: u32 = 2;
+    /// This entry is the direction of the replies.
+    pub const REPLY: u32 = 4;
 }
 
 /// One direction of a flow that the kernel's own conntrack owned when netd came: its packets are

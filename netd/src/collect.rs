@@ -63,6 +63,30 @@ impl FlowFilter {
         self.leads_nowhere(tuple.proto, address, u16::from_be_bytes(port))
     }
 
+    /// Whether a flow of the kernel's is to end, by the tuples of its two directions as packets bear
+    /// them when they arrive.
+    pub fn matches_tuples<A: Copy + PartialEq>(&self, original: &Tuple<A>, reply: &Tuple<A>) -> bool
+    where
+        IpAddr: From<A>,
+    {
+        let ends = [original.src, original.dst, reply.src, reply.dst];
+        if ends
+            .iter()
+            .any(|end| self.containers.contains(&IpAddr::from(*end)))
+        {
+            return true;
+        }
+        // Its destination was translated: it came in by a published port.
+        let published = (original.dst, original.dport) != (reply.src, reply.sport);
+        published
+            && !self.published.is_empty()
+            && self.leads_nowhere(
+                original.proto,
+                original.dst,
+                u16::from_be_bytes(original.dport),
+            )
+    }
+
     fn leads_nowhere<A: Copy>(&self, protocol: u8, address: A, port: u16) -> bool
     where
         IpAddr: From<A>,
@@ -195,6 +219,48 @@ mod tests {
         let [(a, fa), (b, fb)] = published();
         assert_eq!(partner(&a, &fa), b);
         assert_eq!(partner(&b, &fb), a);
+    }
+
+    #[test]
+    fn flows_of_the_kernels_end_with_their_publish_or_container() {
+        let [(original, to_container), (reply, _)] = published();
+        let ports = FlowFilter {
+            published: BTreeSet::from([PublishedPorts {
+                protocol: 6,
+                address: None,
+                ipv6: false,
+                first: 8080,
+                last: 8080,
+            }]),
+            ..FlowFilter::default()
+        };
+        assert!(ports.matches_tuples(&original, &reply));
+        // Masqueraded, under a source port of the same number.
+        let out = Tuple {
+            src: to_container.dst,
+            dst: original.src,
+            sport: 80u16.to_be_bytes(),
+            dport: 8080u16.to_be_bytes(),
+            ..original
+        };
+        let back = Tuple {
+            src: out.dst,
+            dst: original.dst,
+            sport: out.dport,
+            dport: 8080u16.to_be_bytes(),
+            ..original
+        };
+        assert!(!ports.matches_tuples(&out, &back));
+        let gone = FlowFilter {
+            containers: BTreeSet::from([IpAddr::from(to_container.dst)]),
+            ..FlowFilter::default()
+        };
+        assert!(gone.matches_tuples(&original, &reply) && gone.matches_tuples(&out, &back));
+        let other = FlowFilter {
+            containers: BTreeSet::from([[10, 201, 1, 3].into()]),
+            ..FlowFilter::default()
+        };
+        assert!(!other.matches_tuples(&original, &reply));
     }
 
     #[test]

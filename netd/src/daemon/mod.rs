@@ -145,9 +145,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(serve(
-        options, start, logging, pin_dir, &files, &features, lock, previous,
-    ))
+    let place = Place {
+        pin_dir,
+        files,
+        lock,
+        previous,
+    };
+    runtime.block_on(serve(options, start, logging, &features, place))
 }
 
 fn take_lock(files: &RunFiles, takeover: bool) -> Result<Lock, LockError> {
@@ -196,16 +200,28 @@ fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| cpus as u32)
 }
 
+/// Where a daemon settles, and what it finds there.
+struct Place {
+    pin_dir: PathBuf,
+    files: RunFiles,
+    lock: Lock,
+    /// What an earlier version left.
+    previous: Option<Previous>,
+}
+
 async fn serve(
     options: &Options,
     start: Start,
     logging: Logging,
-    pin_dir: PathBuf,
-    files: &RunFiles,
     features: &KernelFeatures,
-    lock: Lock,
-    previous: Option<Previous>,
+    place: Place,
 ) -> anyhow::Result<()> {
+    let Place {
+        pin_dir,
+        files,
+        lock,
+        previous,
+    } = place;
     let began = Instant::now();
     // Before the first reading: what changes after it wakes.
     let mut watch = HostWatch::open()?;

@@ -13,7 +13,6 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader};
 use netd_common::abi::{self, NatPressure, config_flag, flow_table, map};
 
-use super::flows;
 use super::maps::Maps;
 use super::shape::{ShapeError, check, is_sized_by_memory, shapes};
 use super::sys::tcx_links;
@@ -21,6 +20,7 @@ use super::{
     Actual, AttachMode, Attached, Attachment, Dataplane, DataplaneError, Hook, Row, RowKey, Sizes,
     Tables, cgroup, clsact, host_sockets,
 };
+use super::{flows, kernel_flows};
 use crate::collect::{Collected, FlowFilter};
 use crate::host::{self, HostFacts, KernelFeatures};
 use crate::nat_use::Destination;
@@ -236,9 +236,9 @@ impl Pinned {
         }
     }
 
-    /// Removes every entry of the flow tables that the filter matches.
+    /// Removes every entry of the flow tables that the filter matches, and of the kernel's flows.
     fn end_flows(&mut self, filter: &FlowFilter) -> Result<usize, DataplaneError> {
-        flows::end(&mut self.maps, filter)
+        Ok(flows::end(&mut self.maps, filter)? + kernel_flows::end(&mut self.maps, filter)?)
     }
 
     /// Removes flows that were idle longer than their state allows, and counts the others.

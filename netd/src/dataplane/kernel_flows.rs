@@ -12,8 +12,8 @@ use netd_common::wire::Wire;
 
 use super::DataplaneError;
 use super::kernel::{Kernel, Pinned};
-use super::maps::{FlowTable, NotInserted};
-use crate::collect::partner;
+use super::maps::{FlowTable, Maps, NotInserted};
+use crate::collect::{FlowFilter, partner};
 use crate::host::{self, Closing, ConntrackFlow, FlowEnds};
 
 /// A flow that the kernel does not list may have begun or been renewed since the list was read.
@@ -225,12 +225,44 @@ where
         Closing::Half => (kernel_flow_flag::FIN, 0),
         Closing::Whole => (kernel_flow_flag::FIN, kernel_flow_flag::FIN),
     };
-    table.insert(&reply, &entry(original, theirs))?;
+    table.insert(&reply, &entry(original, theirs | kernel_flow_flag::REPLY))?;
     let inserted = table.insert(&original, &entry(reply, ours));
     if inserted == Err(NotInserted::Full) {
         table.remove(&reply);
     }
     inserted
+}
+
+/// Forgets every flow that the filter matches; how many entries there were. The kernel goes on
+/// knowing them, but their packets are judged like any others.
+pub(super) fn end(maps: &mut Maps, filter: &FlowFilter) -> Result<usize, DataplaneError> {
+    if filter.is_empty() || maps.config()?.flags & config_flag::KERNEL_FLOWS == 0 {
+        return Ok(0);
+    }
+    Ok(end_in(&mut maps.kernel_v4, filter)? + end_in(&mut maps.kernel_v6, filter)?)
+}
+
+fn end_in<A: Copy + Ord>(
+    table: &mut FlowTable<A, KernelFlow<A>>,
+    filter: &FlowFilter,
+) -> Result<usize, DataplaneError>
+where
+    Tuple<A>: Wire,
+    KernelFlow<A>: Wire,
+    IpAddr: From<A>,
+{
+    let mut ended = Vec::new();
+    table.walk(|tuple, flow| {
+        let matches = if flow.flags & kernel_flow_flag::REPLY == 0 {
+            filter.matches_tuples(&tuple, &flow.other)
+        } else {
+            filter.matches_tuples(&flow.other, &tuple)
+        };
+        if matches {
+            ended.push(tuple);
+        }
+    })?;
+    Ok(ended.iter().filter(|tuple| table.remove(tuple)).count())
 }
 
 fn forget<A: Copy>(

@@ -190,6 +190,38 @@ fn a_change_of_mode_and_a_crash_break_nothing() {
     daemon.unload().unwrap_or_else(|e| panic!("{e}"));
 }
 
+/// A publish that is removed takes the kernel's flows with it too (replace mode), and no others.
+#[test]
+fn the_kernels_flows_end_with_their_publish() {
+    need_root!();
+    let host = build();
+    let options = ProbeOptions::default().timeout(PATIENCE);
+    let open = |to| Connection::open(&host.client, to, &options).expect("a connection");
+    let (mut removed, mut kept) = (open(at(HOST, 8081)), open(at(HOST, 8083)));
+    let config = host.netd_toml("replace", "/sys/fs/bpf/overruled");
+    let daemon = Daemon::start(netd(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
+    for connection in [&mut removed, &mut kept] {
+        assert!(connection.exchange(64, PATIENCE).answered());
+    }
+    let without = config
+        .split("\n[[publish]]")
+        .filter(|part| !part.contains("host_ports = 8081"))
+        .collect::<Vec<_>>()
+        .join("\n[[publish]]");
+    assert!(without.len() < config.len());
+    let answer = daemon.reload(&without).expect("reload");
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(
+        kept.exchange(64, PATIENCE).answered(),
+        "{}",
+        explain(&daemon)
+    );
+    let outcome = removed.exchange(64, Duration::from_secs(2));
+    assert!(!outcome.answered(), "{outcome}");
+    assert!(kept.exchange(64, PATIENCE).answered());
+    daemon.unload().unwrap_or_else(|e| panic!("{e}"));
+}
+
 /// Idle flows of the kernel's are forgotten, and then the programs do not ask for them any more.
 #[test]
 fn the_kernels_flows_are_forgotten_when_they_are_over() {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
+use netd::dataplane::Attachment;
 use netd::lab::{
     CLIENT, Connection, DATAGRAM, Daemon, HOST, ProbeOptions, StandardHost, StandardHostOptions,
     WEB, ip,
@@ -109,19 +110,18 @@ impl World {
         self.daemon.pin_dir().join(format!("v{version}"))
     }
 
-    /// Id and program of every link, by the name of its pin.
+    /// Id and program of every link to an interface, by the name of its pin: ABI 1 had none to a cgroup.
     fn links(&self, version: u32) -> BTreeMap<String, (u32, u32)> {
         let pins = fs::read_dir(self.pins(version).join("links")).expect("links");
-        pins.map(|pin| {
+        pins.filter_map(|pin| {
             let path = pin.expect("a pin").path();
+            let name = path.file_name()?.to_string_lossy().into_owned();
+            if Attachment::from_pin_name(&name)?.hook.is_cgroup() {
+                return None;
+            }
             let info = FdLink::from(PinnedLink::from_pin(&path).expect("a link")).info();
             let info = info.expect("its information");
-            let name = path
-                .file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
-            (name, (info.id(), info.program_id()))
+            Some((name, (info.id(), info.program_id())))
         })
         .collect()
     }

@@ -193,7 +193,7 @@ where
             .map_err(|error| unreadable(map::HANDS, error))?;
         let first = (hand.0.next % u64::from(seats)) as u32;
         Ok(Self {
-            map: pinned(directory, name, |map| Array::try_from(map))?,
+            map: pinned(directory, name, Array::try_from)?,
             table,
             seats,
             first,
