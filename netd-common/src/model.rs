@@ -71,7 +71,7 @@ pub struct Model {
     pub events: RefCell<[[u64; table_event::COUNT]; flow_table::COUNT]>,
     /// `NAT_EVENTS`: attempts, and whether none was left.
     pub pressure: RefCell<Vec<(u32, bool)>>,
-    hands: [Cell<u32>; flow_table::COUNT],
+    pub(crate) hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
     generation: Cell<u32>,
 }

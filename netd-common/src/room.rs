@@ -12,8 +12,9 @@
 //! | embryos, the longest idle of those looked at | embryos | a new embryo finds no free seat |
 //! | closing connections | flows | closed by both sides, or half closed and silent for [`QUIET_CLOSING`] |
 //! | flows without a connection, the longest idle first | flows | no stream, or silent for [`QUIET_STREAM`] |
+//! | either, if they found no room there | embryos | as above, and no embryo was seen |
 //! | nobody: the flow stays among the embryos | flows | only live flows were seen |
-//! | nobody: the flow is refused | embryos | only confirmed flows were seen |
+//! | nobody: the flow is refused | embryos | only live confirmed flows were seen |
 //!
 //! A live established flow never makes room. A container that has its share of a table (a quarter)
 //! makes room for itself in the same order, or is refused.
@@ -59,8 +60,10 @@ pub const fn table<F: Family>(confirmed: bool) -> usize {
 pub mod worth {
     /// Its flow stays.
     pub const NOTHING: u32 = 0;
+    /// A flow that found no room among the confirmed ones, and could make room there.
+    pub const GUEST: u32 = 1;
     /// An embryo; plus the seconds that it was idle.
-    pub const EMBRYO: u32 = 1;
+    pub const EMBRYO: u32 = 2;
     /// A flow without a connection; plus the seconds that it was idle.
     pub const IDLE: u32 = 0x2000_0000;
     /// A closing connection; plus the seconds that it was idle.
@@ -119,10 +122,22 @@ fn search<F: Family, T: Steps<F>>(
 ) -> u64 {
     let table = table::<F>(confirmed);
     let (mut best, mut at) = (worth::NOTHING, 0);
+    // The hand is everyone's: turned by those who look for their own, it would come to the youngest
+    // flows, and find the table full where most of it is free.
+    let start = scatter(tables.generation());
+    // The best of a few is worth a look; of its own, which are rare, the first will do.
+    let enough = if owner == ANYONE {
+        worth::EXPIRED
+    } else {
+        worth::IDLE
+    };
     let mut probe = 0;
-    while probe < probes && best < worth::EXPIRED {
-        let next = tables.next_seat(table);
-        let index = if owner == ANYONE { next } else { scatter(next) } % seats;
+    while probe < probes && best < enough {
+        let index = if owner == ANYONE {
+            tables.next_seat(table)
+        } else {
+            scatter(start.wrapping_add(probe))
+        } % seats;
         let worth = tables.probe_seat(u32::from(confirmed), index, owner);
         if worth > best {
             best = worth;
@@ -183,7 +198,7 @@ const fn event(worth: u32) -> usize {
         table_event::EXPIRED
     } else if worth >= worth::CLOSING {
         table_event::EVICTED_CLOSING
-    } else if worth >= worth::IDLE {
+    } else if worth >= worth::IDLE || worth == worth::GUEST {
         table_event::EVICTED_IDLE
     } else {
         table_event::EVICTED_EMBRYO
@@ -254,14 +269,10 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
     if silence > state.lifetime() {
         return worth::EXPIRED;
     }
-    if !confirmed {
-        return if state.is_confirmed() {
-            worth::NOTHING
-        } else {
-            worth::EMBRYO + silence
-        };
+    if !confirmed && !state.is_confirmed() {
+        return worth::EMBRYO + silence;
     }
-    match state {
+    let worth = match state {
         State::TimeWait | State::Reset => worth::CLOSING + silence,
         State::Closing if silence >= QUIET_CLOSING => worth::CLOSING + silence,
         State::UdpReplied | State::EchoReplied | State::OtherReplied
@@ -270,7 +281,12 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
             worth::IDLE + silence
         }
         _ => worth::NOTHING,
+    };
+    // What found no room among the flows can be spared no less here, but after the embryos.
+    if !confirmed && worth != worth::NOTHING {
+        return worth::GUEST;
     }
+    worth
 }
 
 /// Has it had packets for longer than a question and its answer take?

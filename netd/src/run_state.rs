@@ -193,17 +193,25 @@ impl RunState {
     }
 }
 
-/// The pid of the daemon that holds the lock.
+/// The pid of the daemon that holds the lock. To see whether one does, the lock is held for a
+/// moment, shared with others that look.
 pub fn running_pid(files: &RunFiles) -> Option<u32> {
-    let file = fs::File::open(&files.lock).ok()?;
-    match file.try_lock_shared() {
-        Ok(()) => None,
-        Err(fs::TryLockError::WouldBlock) => {
-            let text = fs::read_to_string(&files.lock).ok()?;
-            text.trim().parse().ok()
+    /// A daemon that has just taken the lock writes its pid after that.
+    const LOOKS: u32 = 5;
+    for look in 1..=LOOKS {
+        let file = fs::File::open(&files.lock).ok()?;
+        match file.try_lock_shared() {
+            Ok(()) | Err(fs::TryLockError::Error(_)) => return None,
+            Err(fs::TryLockError::WouldBlock) => {}
         }
-        Err(fs::TryLockError::Error(_)) => None,
+        let text = fs::read_to_string(&files.lock).ok()?;
+        match text.trim().parse() {
+            Ok(pid) => return Some(pid),
+            Err(_) if look < LOOKS => std::thread::sleep(std::time::Duration::from_millis(10)),
+            Err(_) => {}
+        }
     }
+    None
 }
 
 #[cfg(test)]

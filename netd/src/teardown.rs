@@ -167,7 +167,8 @@ fn remove_links(version: &Path, cgroup: bool, note: &mut impl FnMut(String)) {
     }
 }
 
-fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
+/// Removes the links and maps of one version, and its directory.
+pub(crate) fn remove_version(version: &Path, note: &mut impl FnMut(String)) {
     remove_links(version, true, note);
     let maps = version.join("maps");
     for entry in fs::read_dir(&maps).into_iter().flatten().flatten() {

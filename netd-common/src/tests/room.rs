@@ -12,6 +12,8 @@ use crate::{
 for_both_families! {
     the_longest_idle_embryo_makes_room
     a_confirmed_embryo_never_makes_room
+    a_silent_stream_among_the_embryos_makes_room
+    a_container_at_its_share_finds_room_while_others_have_it
     a_full_table_degrades_in_order
     a_live_stream_does_not_make_room_for_questions
     expired_flows_make_room_without_a_daemon
@@ -139,6 +141,57 @@ fn a_confirmed_embryo_never_makes_room<F: Addresses>() {
         let back = Frame::tcp((F::CLIENT, 80), (F::HOST, port), ACK, b"data");
         assert_eq!(host.arrive(UP0, back).outcome, Outcome::Peer(container));
     }
+}
+
+fn a_silent_stream_among_the_embryos_makes_room<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    host.model.set_seats::<F>(true, 4);
+    host.model.set_seats::<F>(false, 4);
+    for container in [C0, C0B, N1A, N1B] {
+        connected(&host, container, 1000);
+    }
+    // No room there: four streams fill the embryos.
+    host.model.holdings.borrow_mut().clear();
+    for _ in 0..2 {
+        for sport in 1..=4 {
+            let port = asked(&host, C0, sport, 53);
+            assert_eq!(answer(&host, 53, port), Outcome::Peer(C0));
+            host.model.holdings.borrow_mut().clear();
+        }
+        host.model.pass(STREAM);
+    }
+    assert_eq!((host.flows(), host.embryos()), (8, 8));
+    let syn = |port| Frame::tcp((F::CLIENT, port), (F::HOST, 8081), SYN, b"");
+    let refused = dropped(DropReason::FlowTableFull);
+    assert_eq!(host.arrive(UP0, syn(1)).outcome, refused);
+    host.model.pass(QUIET_STREAM);
+    assert_eq!(host.arrive(UP0, syn(2)).outcome, Outcome::Peer(C0));
+    assert_eq!(embryos_of(&host, table_event::EVICTED_IDLE), 1);
+    // What no reply has confirmed goes first.
+    assert_eq!(host.arrive(UP0, syn(3)).outcome, Outcome::Peer(C0));
+    assert_eq!(embryos_of(&host, table_event::EVICTED_EMBRYO), 1);
+    assert_eq!(embryos_of(&host, table_event::EVICTED_IDLE), 1);
+}
+
+/// Looking for a flow of its own must not turn the hand for all: it would come to the youngest flows, and find the table
+/// full where three quarters of it are free.
+fn a_container_at_its_share_finds_room_while_others_have_it<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    host.model.set_seats::<F>(true, 4096);
+    for second in 0..8 {
+        for sport in 1..=512 {
+            let port = asked(&host, C0, sport, 1000 + second);
+            assert_eq!(answer(&host, 1000 + second, port), Outcome::Peer(C0));
+        }
+        host.model.pass(1);
+    }
+    assert_eq!(flows_of(&host, table_event::OVERFLOWED), 0);
+    assert_eq!((host.flows(), host.embryos()), (2 * 1024, 0));
+    let (opened, hand) = (8 * 512, host.model.hands[room::table::<F>(true)].get());
+    assert!(
+        (opened..2 * opened).contains(&hand),
+        "{hand} seats for {opened} flows"
+    );
 }
 
 fn a_full_table_degrades_in_order<F: Addresses>() {

@@ -107,6 +107,12 @@ fn in_force(
     let pinned = Pinned::open(pin_dir, &sizes, attach, Default::default())?;
     Ok(match pinned {
         Some(pinned) => pinned.read(facts)?,
+        None if is_loaded(pin_dir) => {
+            anyhow::bail!(
+                "what is pinned in {} is of another version",
+                pin_dir.display()
+            )
+        }
         None => Actual::default(),
     })
 }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::host;
+
 /// Longest command, in bytes.
 const LONGEST: u64 = 4096;
 /// A client that says nothing is not waited for.
@@ -37,6 +39,10 @@ pub enum Command {
 struct Request {
     schema: u32,
     command: Command,
+    /// CLOCK_BOOTTIME seconds until which the client waits. A daemon that comes to it later does
+    /// nothing: whoever asked has given up, and acts as if it had not been done.
+    #[serde(default)]
+    until: Option<u64>,
 }
 
 /// The daemon's answer.
@@ -105,6 +111,14 @@ pub enum AskError {
 /// # Errors
 /// [`AskError::NotRunning`] when nobody listens.
 pub fn ask(socket: &Path, command: Command) -> Result<Answer, AskError> {
+    ask_within(socket, command, ANSWER)
+}
+
+/// [`ask`], with a time of one's own to wait for the answer.
+///
+/// # Errors
+/// As there.
+pub fn ask_within(socket: &Path, command: Command, patience: Duration) -> Result<Answer, AskError> {
     let failed = |source| AskError::Io {
         path: socket.to_owned(),
         source,
@@ -115,8 +129,12 @@ pub fn ask(socket: &Path, command: Command) -> Result<Answer, AskError> {
         }
         _ => failed(error),
     })?;
-    stream.set_read_timeout(Some(ANSWER)).map_err(failed)?;
-    let request = Request { schema: 1, command };
+    stream.set_read_timeout(Some(patience)).map_err(failed)?;
+    let request = Request {
+        schema: 1,
+        command,
+        until: Some(boot_seconds() + patience.as_secs()),
+    };
     let mut line = serde_json::to_vec(&request).map_err(|error| failed(error.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(failed)?;
@@ -125,6 +143,10 @@ pub fn ask(socket: &Path, command: Command) -> Result<Answer, AskError> {
         .read_line(&mut answer)
         .map_err(failed)?;
     serde_json::from_str(&answer).map_err(|error| failed(error.into()))
+}
+
+fn boot_seconds() -> u64 {
+    host::boottime_nanoseconds() / 1_000_000_000
 }
 
 /// A command that waits for its answer.
@@ -167,7 +189,12 @@ async fn serve(mut stream: tokio::net::UnixStream, commands: mpsc::Sender<Pendin
         return;
     }
     let answer = match serde_json::from_str::<Request>(&line) {
-        Ok(Request { schema: 1, command }) => {
+        Ok(Request {
+            until: Some(until), ..
+        }) if boot_seconds() > until => Answer::refused("too late: nobody waits for it any more"),
+        Ok(Request {
+            schema: 1, command, ..
+        }) => {
             let (sender, receiver) = oneshot::channel();
             match commands.send((command, sender)).await {
                 Ok(()) => receiver
@@ -206,6 +233,28 @@ mod tests {
         answer.send(Answer::refused("no")).unwrap();
         let got = client.await.unwrap().unwrap();
         assert_eq!(got, Answer::refused("no"));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_command_that_nobody_waits_for_is_not_carried_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let mut commands = listen(&socket).unwrap();
+        for (until, carried_out) in [(1, false), (boot_seconds() + 100, true)] {
+            let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+            let line = format!("{{\"schema\":1,\"command\":\"leave\",\"until\":{until}}}\n");
+            stream.write_all(line.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            tokio::select! {
+                Some((command, _)) = commands.recv() => {
+                    assert!(carried_out && command == Command::Leave);
+                }
+                _ = stream.read_to_string(&mut text) => {
+                    let answer: Answer = serde_json::from_str(&text).unwrap();
+                    assert!(!carried_out && answer.refused, "{answer:?}");
+                }
+            }
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -87,6 +87,14 @@ impl Engine {
 
     /// Brings the data plane into agreement with the configuration and the host.
     pub(super) fn sync(&mut self) -> Result<Synced, SyncError> {
+        self.sync_but(|_| false)
+    }
+
+    /// [`Self::sync`], but for these steps.
+    pub(super) fn sync_but(
+        &mut self,
+        left_out: impl Fn(&Step) -> bool,
+    ) -> Result<Synced, SyncError> {
         let config = &self.config;
         let mut facts = self.reader.read(|link| desired::is_managed(config, link))?;
         facts.engine_ports = engine_ports(&mut self.engine_sockets, config);
@@ -96,7 +104,10 @@ impl Engine {
         let ids = ids.assign(config.networks.iter().map(|network| network.name.as_str()))?;
         let wanted = desired::desired(config, &facts, &ids);
         let sysctls = desired::current_sysctls(config, &facts);
-        let steps = plan::diff(&wanted, &actual, &sysctls);
+        let mut steps = plan::diff(&wanted, &actual, &sysctls);
+        let all = steps.len();
+        steps.retain(|step| !left_out(step));
+        let complete = steps.len() == all;
 
         let mut changed = self.state.networks != ids || self.state.warnings != wanted.warnings;
         self.state.networks = ids;
@@ -121,7 +132,7 @@ impl Engine {
 
         let taking_over = self.kernel_nat.is_due(&actual.config, &wanted.config);
         if taking_over {
-            self.take_over();
+            self.prepare_takeover();
         }
         let qdiscs = self.kernel.qdiscs().len();
         let done = apply::apply(&steps, &mut self.kernel);
@@ -158,7 +169,7 @@ impl Engine {
             .map(|link| link.ifindex)
             .collect();
         self.end_host_sockets(&steps, &wanted.tables);
-        if !steps.is_empty() || self.state.synced_at.is_none() {
+        if complete && (!steps.is_empty() || self.state.synced_at.is_none()) {
             self.kernel.synchronised()?;
             self.state.synced_at = Some(Timestamp::now());
             self.save();

@@ -2,6 +2,7 @@
 //! changes, stay its own to their end.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netd_common::abi::{self, config_flag};
 
@@ -14,6 +15,11 @@ use crate::run_state::KernelNat;
 /// The kernel's own list is read again after so many rounds of collection: it knows best which
 /// flows are over, but a list of hundreds of thousands takes a while.
 const LIST_AFTER_ROUNDS: u32 = 6;
+
+/// A list that is read and written down in this time misses hardly a flow.
+const PREPARED: Duration = Duration::from_millis(100);
+/// How often it is tried.
+const PREPARATIONS: u32 = 3;
 
 /// Where a takeover stands.
 #[derive(Debug, Default)]
@@ -40,6 +46,18 @@ impl Takeover {
 }
 
 impl Engine {
+    /// Before programs are attached: as often as it takes for a list to be short of little. Writing
+    /// down hundreds of thousands of flows takes a while, in which others begin.
+    pub(super) fn prepare_takeover(&mut self) {
+        for _ in 0..PREPARATIONS {
+            let began = std::time::Instant::now();
+            self.take_over();
+            if began.elapsed() < PREPARED {
+                break;
+            }
+        }
+    }
+
     /// Reads the kernel's list and leaves its flows to it. What goes wrong is told and no reason to
     /// stop: netd is in force for everything else.
     pub(super) fn take_over(&mut self) {

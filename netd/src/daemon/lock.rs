@@ -30,6 +30,18 @@ pub enum LockError {
         /// Its pid.
         pid: String,
     },
+    /// It was asked to leave, but stays.
+    #[error(
+        "netd runs with the same pin directory as process {pid}, and does not leave{}. Nothing was \
+         changed. If it hangs, end it with `kill -9 {pid}` (the data plane goes on without it) and \
+         start netd again", because(.why)
+    )]
+    Stays {
+        /// Its pid.
+        pid: String,
+        /// What it answered, if not that it leaves.
+        why: Option<String>,
+    },
     /// The file system refused.
     #[error("{}: cannot lock it: {source}; netd needs to write to {DIRECTORY}", .path.display())]
     Io {
@@ -38,6 +50,12 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+fn because(why: &Option<String>) -> String {
+    why.as_ref()
+        .map(|why| format!(": {why}"))
+        .unwrap_or_default()
 }
 
 impl Lock {

@@ -8,6 +8,7 @@ mod engine;
 mod file_watch;
 mod kernel_nat;
 mod lock;
+mod migration;
 mod nat_watch;
 
 use std::future::pending;
@@ -26,6 +27,7 @@ pub use lock::{Lock, LockError};
 use netd_common::abi::NatPressure;
 
 use crate::config::{Config, ConfigError, Loaded, last_good};
+use crate::dataplane::migrate::{self, Previous, Refusal};
 use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
 use crate::host::{self, HostWatch, KernelFeatures, Wake};
 use crate::logging::{self, Logging, RepeatedError};
@@ -49,6 +51,8 @@ const BUMP_INTERVAL: Duration = Duration::from_millis(100);
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often idle flows are looked for.
 const COLLECT: Duration = Duration::from_secs(10);
+/// How long a running daemon may take to say that it leaves: it finishes what it is at.
+const LEAVING: Duration = Duration::from_secs(10);
 /// After a failure; doubled up to [`RESYNC`].
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -78,6 +82,9 @@ pub enum StartError {
     /// It cannot run here.
     #[error("{0}")]
     Lock(#[from] LockError),
+    /// What is in force is another version's.
+    #[error("{0}")]
+    Version(#[from] Refusal),
     /// The kernel or netd's privileges lack something.
     #[error("netd cannot run here:\n{0}")]
     Missing(String),
@@ -118,6 +125,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| start.loaded.config.host.pin_dir.clone());
     let files = RunFiles::of(&pin_dir);
+    // Before a running daemon is asked to leave.
+    let previous = migrate::survey(&pin_dir).map_err(StartError::from)?;
     let lock = take_lock(&files, options.takeover)?;
 
     let features = host::kernel_features()?;
@@ -137,18 +146,23 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(serve(
-        options, start, logging, pin_dir, &files, &features, lock,
+        options, start, logging, pin_dir, &files, &features, lock, previous,
     ))
 }
 
 fn take_lock(files: &RunFiles, takeover: bool) -> Result<Lock, LockError> {
     match Lock::take(files, Duration::ZERO) {
-        Err(LockError::Taken { pid }) if takeover => {
-            match control::ask(&files.socket, Command::Leave) {
-                Ok(_) | Err(AskError::NotRunning(_)) => {}
-                Err(error) => eprintln!("netd: process {pid} does not leave: {error}"),
+        Err(LockError::Taken { .. }) if takeover => {
+            let why = match control::ask_within(&files.socket, Command::Leave, LEAVING) {
+                Ok(answer) if !answer.ok => Some(answer.message),
+                // It has left before it could answer, or it is on its way in or out: the lock tells.
+                Ok(_) | Err(AskError::NotRunning(_)) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            match Lock::take(files, Duration::from_secs(5)) {
+                Err(LockError::Taken { pid }) => Err(LockError::Stays { pid, why }),
+                taken => taken,
             }
-            Lock::take(files, Duration::from_secs(5))
         }
         taken => taken,
     }
@@ -190,6 +204,7 @@ async fn serve(
     files: &RunFiles,
     features: &KernelFeatures,
     lock: Lock,
+    previous: Option<Previous>,
 ) -> anyhow::Result<()> {
     let began = Instant::now();
     // Before the first reading: what changes after it wakes.
@@ -207,13 +222,16 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup())?;
 
     let Start { loaded, instead } = start;
-    let load = load_options(
+    let mut load = load_options(
         &loaded.config,
         &pin_dir,
         features,
         options.no_tcx,
         options.sabotage,
     )?;
+    if let Some(previous) = &previous {
+        migration::prepare(previous, &mut load);
+    }
     let before = RunState::load(&files.state);
     let attached_before = before.as_ref().map(|before| before.fallbacks.attach);
     let state = initial_state(options, &loaded, &load, features, before, instead.is_some());
@@ -265,7 +283,13 @@ async fn serve(
     if let Err(error) = daemon.engine.end_draining() {
         tracing::warn!("{error}: no new flows are taken; `netd run --takeover` tries again");
     }
+    if let Some(previous) = &previous {
+        daemon.engine.adopt(previous)?;
+    }
     daemon.sync(&mut watch);
+    if let Some(previous) = &previous {
+        daemon.engine.complete(previous);
+    }
     if attached_before.is_some_and(|before| before != load.attach) {
         daemon.engine.detach_other(load.attach, &daemon.pin_dir);
     }

@@ -200,6 +200,11 @@ impl Pinned {
         Ok(found)
     }
 
+    /// Where the maps are pinned.
+    pub(super) fn maps_directory(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
     fn link_path(&self, attachment: Attachment) -> PathBuf {
         self.root.join("links").join(attachment.pin_name())
     }
@@ -449,21 +454,13 @@ impl Kernel {
             interface: interface.to_owned(),
             reason: reason.to_string(),
         };
-        let program: &mut SchedClassifier = program(&mut self.ebpf, attachment.hook)?;
         if path.exists() {
             if link_state(&path, attachment, |_, _| true)? == Attached::Current {
-                let link = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
-                let link = SchedClassifierLink::try_from(FdLink::from(link))
-                    .map_err(|error| failed(&error))?;
-                let id = program
-                    .attach_to_link(link)
-                    .map_err(|error| failed(&error))?;
-                // Closes the descriptor; the pin keeps the link.
-                drop(program.take_link(id).map_err(|error| failed(&error))?);
-                return Ok(());
+                return self.replace_program(&path, attachment, interface);
             }
             fs::remove_file(&path).map_err(pin_error(&path, "remove it"))?;
         }
+        let program: &mut SchedClassifier = program(&mut self.ebpf, attachment.hook)?;
         let direction = if attachment.hook.is_egress() {
             TcAttachType::Egress
         } else {
@@ -487,6 +484,56 @@ impl Kernel {
         link.pin(&path)
             .map(drop)
             .map_err(|error| failed(&chain(&error)))
+    }
+}
+
+impl Kernel {
+    /// Replaces the program in a pinned link, atomically.
+    fn replace_program(
+        &mut self,
+        pin: &Path,
+        attachment: Attachment,
+        interface: &str,
+    ) -> Result<(), DataplaneError> {
+        let failed = |reason: &dyn std::fmt::Display| DataplaneError::Attach {
+            program: attachment.hook.program(),
+            interface: interface.to_owned(),
+            reason: reason.to_string(),
+        };
+        let program: &mut SchedClassifier = program(&mut self.ebpf, attachment.hook)?;
+        let link = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
+        let link =
+            SchedClassifierLink::try_from(FdLink::from(link)).map_err(|error| failed(&error))?;
+        let id = program
+            .attach_to_link(link)
+            .map_err(|error| failed(&chain(&error)))?;
+        // Closes the descriptor; the pin keeps the link.
+        drop(program.take_link(id).map_err(|error| failed(&error))?);
+        Ok(())
+    }
+
+    /// Replaces the program in a link that another version pinned at `pin`, and moves the pin to
+    /// where ours are. False for a link whose interface is gone: it is left where it is.
+    ///
+    /// # Errors
+    /// Then the link is as it was.
+    pub(super) fn adopt_link(
+        &mut self,
+        pin: &Path,
+        attachment: Attachment,
+    ) -> Result<bool, DataplaneError> {
+        // No earlier version had programs at the cgroup; what is there anew is attached anew.
+        if attachment.hook.is_cgroup()
+            || link_state(pin, attachment, |_, _| true)? != Attached::Current
+        {
+            return Ok(false);
+        }
+        let interface = interface_name(attachment.ifindex)
+            .unwrap_or_else(|_| format!("interface {}", attachment.ifindex));
+        self.replace_program(pin, attachment, &interface)?;
+        let path = self.pinned.link_path(attachment);
+        fs::rename(pin, &path).map_err(pin_error(pin, "move it"))?;
+        Ok(true)
     }
 }
 

@@ -111,7 +111,7 @@ impl<V: Wire + Default + PartialEq> TypedMap<u32, V> for ArrayTable<u32, V> {
 }
 
 /// The kernel's answer inside aya's.
-fn cause(error: MapError) -> io::Error {
+pub(super) fn cause(error: MapError) -> io::Error {
     match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::KeyNotFound => io::Error::from_raw_os_error(libc::ENOENT),

@@ -26,6 +26,7 @@ mod host_sockets;
 mod kernel;
 mod kernel_flows;
 mod maps;
+pub mod migrate;
 mod pod;
 mod shape;
 mod sizes;

@@ -95,6 +95,7 @@ pub fn is_sized_by_memory(name: &str) -> bool {
         map::EMBRYOS_V6,
         map::KERNEL_FLOWS_V4,
         map::KERNEL_FLOWS_V6,
+        map::SOCKETS,
         map::FLOW_RING_V4,
         map::FLOW_RING_V6,
         map::EMBRYO_RING_V4,

@@ -12,7 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kernel_nat::{at, json, program};
+use crate::kernel_nat::json;
+use crate::programs::{need_root, netd};
+use crate::world::at;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -32,8 +34,7 @@ impl World {
         })
         .expect("the standard host");
         let config = host.netd_toml("replace", "/sys/fs/bpf/overruled");
-        let daemon =
-            Daemon::start(program(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
+        let daemon = Daemon::start(netd(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
         Self { daemon, host }
     }
 
@@ -58,7 +59,7 @@ impl World {
 
     /// Starts `netd unload --force --drain …`, and waits until it drains.
     fn drain(&self, time: &str) -> Drain {
-        let mut command: Command = self.host.host.command(program());
+        let mut command: Command = self.host.host.command(netd());
         command
             .args(["unload", "--force", "--drain", time, "--json", "--pin-dir"])
             .arg(self.daemon.pin_dir())
@@ -115,19 +116,9 @@ fn alive(connections: &mut [Connection]) {
     }
 }
 
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("skipped: needs root");
-    }
-    root
-}
-
 #[test]
 fn the_kernel_takes_new_flows_and_netd_goes_when_its_own_are_over() {
-    if !is_root() {
-        return;
-    }
+    need_root!();
     let world = World::new();
     let mut own = world.connect();
     alive(&mut own);
@@ -161,9 +152,7 @@ fn the_kernel_takes_new_flows_and_netd_goes_when_its_own_are_over() {
 
 #[test]
 fn flows_that_outlive_the_time_are_cut() {
-    if !is_root() {
-        return;
-    }
+    need_root!();
     let world = World::new();
     let mut own = world.connect();
     alive(&mut own);
@@ -182,9 +171,7 @@ fn flows_that_outlive_the_time_are_cut() {
 
 #[test]
 fn an_interrupt_gives_it_up_and_breaks_nothing() {
-    if !is_root() {
-        return;
-    }
+    need_root!();
     let world = World::new();
     let mut own = world.connect();
     alive(&mut own);
@@ -208,9 +195,7 @@ fn an_interrupt_gives_it_up_and_breaks_nothing() {
 
 #[test]
 fn nonsense_is_refused_and_changes_nothing() {
-    if !is_root() {
-        return;
-    }
+    need_root!();
     let world = World::new();
     for time in ["soon", "-3m", "0s", "1000h"] {
         let option = format!("--drain={time}");

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netd::lab::{
@@ -17,6 +16,9 @@ use netd::lab::{
     tcp_probe, udp_probe,
 };
 use serde_json::Value;
+
+use crate::programs::{need_root, netd};
+use crate::world::at;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Flows opened by frames: half to a published port, half masqueraded.
@@ -53,10 +55,7 @@ fn the_kernels_flows_live_on_in_replace_mode() {
 }
 
 fn live_on(mode: &str) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
-        return;
-    }
+    need_root!();
     let host = build();
     let flows = fitting(&host.host);
     let mut sockets = Sockets::open(&host);
@@ -67,7 +66,7 @@ fn live_on(mode: &str) {
 
     let config = host.netd_toml(mode, "/sys/fs/bpf/overruled");
     let began = Instant::now();
-    let daemon = Daemon::start(program(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
+    let daemon = Daemon::start(netd(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
     println!(
         "{flows} flows; netd in {mode} mode after {:?}",
         began.elapsed()
@@ -150,13 +149,51 @@ fn new_flows_are_netds(host: &StandardHost, daemon: &Daemon) {
     }
 }
 
+/// The switch from accelerate to replace, and a daemon that dies in between: what is the kernel's stays so.
+#[test]
+fn a_change_of_mode_and_a_crash_break_nothing() {
+    need_root!();
+    let host = build();
+    let mut sockets = Sockets::open(&host);
+    let before = sockets.ask();
+    let config = |mode| host.netd_toml(mode, "/sys/fs/bpf/overruled");
+    let mut daemon =
+        Daemon::start(netd(), &host.host, &config("accelerate")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(sockets.ask(), before, "in accelerate mode");
+    let mut own = Sockets::open(&host);
+    let own_before = own.ask();
+    let flows = || {
+        json(&daemon, &["flows"])["total"]
+            .as_u64()
+            .expect("a number")
+    };
+    let owned = flows();
+    assert_eq!(owned, own_before.len() as u64);
+    let answer = daemon.reload(&config("replace")).expect("reload");
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!(json(&daemon, &["status"])["data_plane"]["mode"], "replace");
+    assert_eq!(
+        sockets.ask(),
+        before,
+        "in replace mode\n{}",
+        explain(&daemon)
+    );
+    assert_eq!(own.ask(), own_before);
+    assert_eq!(flows(), owned);
+    daemon
+        .stop(nix::sys::signal::Signal::SIGKILL)
+        .expect("killed");
+    assert_eq!(sockets.ask(), before, "without a daemon");
+    daemon.run(&[]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(sockets.ask(), before, "after a crash");
+    assert_eq!(own.ask(), own_before);
+    daemon.unload().unwrap_or_else(|e| panic!("{e}"));
+}
+
 /// Idle flows of the kernel's are forgotten, and then the programs do not ask for them any more.
 #[test]
 fn the_kernels_flows_are_forgotten_when_they_are_over() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
-        return;
-    }
+    need_root!();
     let host = build();
     for name in ["udp_timeout", "udp_timeout_stream"] {
         let name = format!("net/netfilter/nf_conntrack_{name}");
@@ -168,7 +205,7 @@ fn the_kernels_flows_are_forgotten_when_they_are_over() {
     idle.ask().expect("an answer");
     let as_before = busy.ask().expect("an answer");
     let config = host.netd_toml("replace", "/sys/fs/bpf/overruled");
-    let daemon = Daemon::start(program(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
+    let daemon = Daemon::start(netd(), &host.host, &config).unwrap_or_else(|e| panic!("{e}"));
     let count = || json(&daemon, &["status"])["data_plane"]["kernel_flows"].clone();
     assert!(count().as_u64() >= Some(2), "{}", count());
     let began = Instant::now();
@@ -333,10 +370,10 @@ impl Sockets {
 }
 
 /// A UDP socket that keeps its port.
-struct Udp(UdpSocket);
+pub struct Udp(UdpSocket);
 
 impl Udp {
-    fn open(from: &Namespace, to: SocketAddr) -> Self {
+    pub fn open(from: &Namespace, to: SocketAddr) -> Self {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = from.run(|| {
             let socket = UdpSocket::bind(any)?;
@@ -347,7 +384,7 @@ impl Udp {
         Self(socket.expect("a socket"))
     }
 
-    fn ask(&self) -> io::Result<Report> {
+    pub fn ask(&self) -> io::Result<Report> {
         self.0.send(b"?")?;
         let mut buffer = [0; 512];
         let length = self.0.recv(&mut buffer)?;
@@ -571,14 +608,6 @@ fn chunks(count: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..count)
         .step_by(CHUNK)
         .map(move |n| n..(n + CHUNK).min(count))
-}
-
-pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
-    SocketAddr::new(address.into(), port)
-}
-
-pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_netd"))
 }
 
 pub fn json(daemon: &Daemon, verb: &[&str]) -> Value {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
 use netd::lab::{Container, Daemon, Question, StandardHost, StandardHostOptions, Want, ip};
 use nix::sys::signal::Signal;
@@ -27,6 +28,16 @@ pub struct World {
     /// Goes first: it needs the namespaces for its unload.
     pub daemon: Daemon,
     pub host: StandardHost,
+}
+
+/// The number behind a word in a file of /proc.
+fn number(path: &str, word: &str) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let line = text.lines().find_map(|line| line.strip_prefix(word));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{path} has no {word}"))
 }
 
 /// A pinned link.
@@ -152,6 +163,23 @@ impl World {
             (name.into_owned(), info.id())
         })
         .collect()
+    }
+
+    /// Bytes of kernel memory that the pinned maps take.
+    pub fn map_memory(&self) -> u64 {
+        let pins = std::fs::read_dir(self.pins().join("maps")).expect("maps");
+        let memory = pins.map(|pin| {
+            let map = MapData::from_pin(pin.expect("a pin").path()).expect("a map");
+            let fd = map.fd().as_fd().as_raw_fd();
+            number(&format!("/proc/self/fdinfo/{fd}"), "memlock:")
+        });
+        memory.sum()
+    }
+
+    /// Bytes of memory that the daemon has in use.
+    pub fn daemon_memory(&self) -> u64 {
+        let pid = self.daemon.pid().expect("it runs");
+        number(&format!("/proc/{pid}/status"), "VmRSS:") << 10
     }
 
     /// Where the objects of this ABI are pinned.

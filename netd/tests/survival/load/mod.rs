@@ -1,11 +1,17 @@
 //! Traffic that goes on while something else happens, and says at its end what became of it.
 
 mod connections;
+mod flood;
+mod live;
 mod push;
+pub mod short;
 mod stream;
 mod transfer;
+pub mod wire;
 
 pub use connections::Connections;
+pub use flood::syn as syn_flood;
+pub use live::Live;
 pub use push::Push;
 pub use stream::Stream;
 pub use transfer::Transfers;
