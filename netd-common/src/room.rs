@@ -24,7 +24,7 @@ use crate::{
     conntrack::{State, idle},
     flow::set_other_key,
     tables::{Slot, Steps, Tables},
-    wire::Family,
+    wire::{Address, Family},
 };
 
 /// Seats that a new embryo looks at.
@@ -124,7 +124,7 @@ fn search<F: Family, T: Steps<F>>(
     let (mut best, mut at) = (worth::NOTHING, 0);
     // The hand is everyone's: turned by those who look for their own, it would come to the youngest
     // flows, and find the table full where most of it is free.
-    let start = scatter(tables.generation());
+    let start = place_of::<F, T>(tables);
     // The best of a few is worth a look; of its own, which are rare, the first will do.
     let enough = if owner == ANYONE {
         worth::EXPIRED
@@ -162,6 +162,19 @@ fn search<F: Family, T: Steps<F>>(
         tables.count(table, event(best));
     }
     claim::SEAT | u64::from(at)
+}
+
+/// Where the search for one's own begins: elsewhere for every flow, and for one flow in every second.
+#[inline(always)]
+fn place_of<F: Family, T: Tables<F>>(tables: &T) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return 0;
+    };
+    let tuple = &scratch.parsed.tuple;
+    let ports = u32::from(u16::from_be_bytes(tuple.sport)) << 16
+        | u32::from(u16::from_be_bytes(tuple.dport));
+    let addresses = scatter(tuple.src.fold()).wrapping_add(tuple.dst.fold());
+    scatter(addresses.wrapping_add(scatter(ports ^ tables.now())))
 }
 
 /// May the container `owner` have one more confirmed flow? One that has its share makes one of its
