@@ -11,12 +11,15 @@ use netd::lab::{
 
 use crate::load::Push;
 use crate::programs::need_root;
-use crate::world::{LONG, SHORT, World, at, by, config, publish};
+use crate::world::{CLIENT_V6, HOST_V6, LONG, SHORT, World, at, by, config, publish, to};
 
 /// Port of the standard file that leads to c0:80.
 const C0: u16 = 8081;
 /// Of n2a.
 const N2A: u16 = 8083;
+
+/// Of n2a, over IPv6.
+const N2A_V6: u16 = 8085;
 
 /// Forwarding is on: nothing but netd stands between the networks.
 fn open_host(networks: &'static [&'static str]) -> StandardHostOptions {
@@ -54,6 +57,7 @@ fn everything_is_still_enforced() {
         address("n1b"),
     );
     let (n2a, n2b) = (address("n2a"), address("n2b"));
+    let n2a_v6 = world.container("n2a").v6.expect("n2 has IPv6");
     let ask = |from, to, want| Question::new(from, Way::Tcp, to, want);
     let questions = [
         // Between containers of one network, where that is on and where it is off.
@@ -74,6 +78,10 @@ fn everything_is_still_enforced() {
         // Into the world, from a network that may and from an internal one.
         ask("n1a", at(CLIENT, WEB), by("client", HOST)),
         ask("n3a", at(CLIENT, WEB), Want::Nothing),
+        // The same over IPv6.
+        ask("client", to(HOST_V6, N2A_V6), by("n2a", ip(CLIENT_V6))),
+        ask("client", at(n2a_v6, WEB), Want::Nothing),
+        ask("n2a", to(CLIENT_V6, WEB), by("client", ip(HOST_V6))),
         // Hairpin, with the client's own address.
         ask("n1a", at(HOST, C0), by("c0", n1a)),
     ];
@@ -353,7 +361,7 @@ fn the_daemon_returns_without_a_stir() {
         exchange();
         let now = world.links();
         for (name, link) in &links {
-            let is_c0 = round > 0 && now.get(name).is_none();
+            let is_c0 = round > 0 && !now.contains_key(name);
             assert!(
                 is_c0 || now[name].id == link.id && now[name].program != link.program,
                 "{name}: {link:?} became {:?}",
