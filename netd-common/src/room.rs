@@ -42,7 +42,7 @@ pub const STREAM: u32 = 2;
 /// Seconds of silence after which a stream may make room (nf_conntrack_udp_timeout).
 pub const QUIET_STREAM: u32 = 30;
 /// Seats that are looked at for a flow of a container that has its share. One in four is its own.
-pub const OWN_PROBES: u32 = 64;
+pub const OWN_PROBES: u32 = 96;
 
 /// Number of the family's table of confirmed flows, or of embryos.
 #[must_use]

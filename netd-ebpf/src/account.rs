@@ -1,7 +1,5 @@
 //! Counting verdicts and drops.
 
-#[cfg(feature = "log")]
-use aya_ebpf::programs::TcContext;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_coarse_ns,
@@ -77,16 +75,7 @@ pub extern "C" fn count_drop(ctx: *mut __sk_buff, hook: u32, verdict: u64) -> u3
         unsafe { (*v).dropped += 1 };
     }
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(
-        TcContext::new(ctx),
-        "hook {} of interface {}: dropped, reason {}, IPv{}, network {}, {} bytes",
-        meta.hook,
-        ifindex,
-        verdict.argument(),
-        verdict.family(),
-        verdict.network(),
-        length
-    );
+    crate::log::log_drop(ctx, hook, verdict.0);
     let key = drop_key(verdict, meta);
     let count = match maps::DROPS.get_ptr_mut(key) {
         Some(count) => count,

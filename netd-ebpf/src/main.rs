@@ -8,6 +8,8 @@ mod account;
 mod atomic;
 mod features;
 mod host_access;
+#[cfg(feature = "log")]
+mod log;
 mod maps;
 mod skb;
 mod subprograms;
@@ -97,14 +99,7 @@ fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> V
 fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i32 {
     #[cfg(feature = "log")]
     if verdict.is_slow() {
-        aya_log_ebpf::debug!(
-            TcContext::new(ctx),
-            "hook {} of interface {}: action {}, argument {}",
-            meta.hook,
-            meta.ifindex,
-            verdict.action(),
-            verdict.argument()
-        );
+        log::log_verdict(ctx, u32::from(meta.hook), verdict.0);
     }
     match verdict.action() {
         0 => {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::host::{cgroup2_root, supports_socket_hooks};
 use crate::lab::{
     CLIENT, DATAGRAM, HOST, HOST_SERVICE, Question, StandardHost, WEB, Want, Way, ip,
 };
@@ -197,8 +198,8 @@ pub(super) fn of_host(host: &StandardHost, guarded: bool) -> Vec<Question> {
     };
     let of = |name, from, to, want| Question::new(from, Way::Tcp, to, want).named(name);
     let at = |port| SocketAddr::new(HOST.into(), port);
-    let n1 = StandardHost::network("n1");
-    vec![
+    let (n1, n2) = (StandardHost::network("n1"), StandardHost::network("n2"));
+    let mut questions = vec![
         of(
             "host → n1a:80",
             "host",
@@ -217,5 +218,37 @@ pub(super) fn of_host(host: &StandardHost, guarded: bool) -> Vec<Question> {
             at(HOST_SERVICE),
             service,
         ),
-    ]
+    ];
+    // Without cgroup2 the host's own programs are left to the Engine's proxy, and there is none.
+    if cgroup2_root().is_some() && supports_socket_hooks() {
+        let local = |address: &str, port| SocketAddr::new(ip(address), port);
+        questions.extend([
+            of(
+                "host → 127.0.0.1:8082 (published there)",
+                "host",
+                local("127.0.0.1", 8082),
+                Want::Answer("n1a".to_owned(), n1.gateway()),
+            ),
+            of(
+                "host → host:8082 (on 127.0.0.1 only)",
+                "host",
+                at(8082),
+                Want::Nothing,
+            ),
+            of(
+                "host → [::1]:8085 (published IPv6)",
+                "host",
+                local("::1", 8085),
+                Want::Answer("n2a".to_owned(), n2.gateway6().expect("n2 has IPv6")),
+            ),
+            Question::new(
+                "host",
+                Way::Udp,
+                local("127.0.0.1", 8084),
+                Want::Answer("n2b".to_owned(), n2.gateway()),
+            )
+            .named("host → 127.0.0.1:8084 (published UDP)"),
+        ]);
+    }
+    questions
 }

@@ -208,6 +208,8 @@ fn what_starts_without_a_daemon_has_no_network() {
     world.ask("containers that are known", &known);
     world.ask("a container that is not", &nothing);
 
+    // Neighbours that were asked for in vain are given up after three seconds, and whoever asks meanwhile with them.
+    std::thread::sleep(Duration::from_millis(3500));
     world.start_again();
     world.ask(
         "with the daemon again",

@@ -4,11 +4,13 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use netd::lab::{
     Capture, Captured, DATAGRAM, Listen, Namespace, ProbeOptions, Server, StandardHost, VethEnd,
     WEB, add_veth, net, ping,
 };
 use nix::sys::signal::Signal;
+use socket2::Socket;
 
 use super::sockets::{Bound, Way, ask, ask_datagram, ask_stream, open, receive, shown};
 use super::{ANY, LOOPBACK, ONE, World, at, need_root};
@@ -295,6 +297,60 @@ fn a_container_that_goes_takes_its_sockets_along() {
             .expect_err("the container is gone");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{way:?}");
     }
+    world.end();
+}
+
+/// A socket that could not be ended: its packets are dropped and counted, those of another socket to
+/// the same container are not. The entry is written by hand, for the daemon would end the socket.
+#[test]
+fn packets_of_a_socket_that_was_led_elsewhere_are_counted() {
+    need_root!();
+    let world = World::new("replace");
+    let n2a = world.host.container("n2a");
+    let to = SocketAddr::new(n2a.v4, WEB);
+    let connect = || {
+        let socket = world.host.host.run(|| {
+            let socket = open(Way::Tcp, &Bound::No, to).expect("a socket");
+            socket.connect(&to.into()).expect("a connection");
+            socket
+        });
+        socket.set_read_timeout(Some(SHORT)).expect("a timeout");
+        socket
+    };
+    let (stale, other) = (connect(), connect());
+    let pin = world.daemon.pin_dir().join("v2/maps/SOCKETS");
+    let data = MapData::from_pin(pin).expect("the map");
+    let map = Map::from_map_data(data).expect("the map");
+    let mut sockets: HashMap<_, [u8; 32], [u8; 28]> = HashMap::try_from(map).expect("the map");
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&stale.cookie().expect("a cookie").to_ne_bytes());
+    key[18..20].fill(0xff);
+    let IpAddr::V4(v4) = n2a.v4 else {
+        unreachable!("it is IPv4")
+    };
+    key[20..24].copy_from_slice(&v4.octets());
+    key[24..26].copy_from_slice(&WEB.to_be_bytes());
+    key[26] = libc::IPPROTO_TCP as u8;
+    let mut peer = [0; 28];
+    // No container's veth.
+    peer[20..24].copy_from_slice(&0x7fff_0000u32.to_ne_bytes());
+    sockets.insert(key, peer, 0).expect("an entry");
+
+    let exchange = |socket: &Socket| {
+        let mut stream = TcpStream::from(socket.try_clone().expect("a clone"));
+        ask_stream(&mut stream).map(|report| report.server)
+    };
+    let before = n2a.server.requests();
+    let error = exchange(&stale).expect_err("its packets are dropped");
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    assert_eq!(n2a.server.requests(), before);
+    assert_eq!(exchange(&other).expect("an answer"), "n2a");
+    let drops = world.daemon.verb(&["drops"]).expect("drops").stdout;
+    assert!(drops.contains("stale-host-socket"), "{drops}");
+    // The same socket, and nothing else against it: the segment is sent again.
+    sockets.remove(&key).expect("removed");
+    stale.set_read_timeout(Some(LONG)).expect("a timeout");
+    assert_eq!(exchange(&stale).expect("an answer"), "n2a");
     world.end();
 }
 
