@@ -137,7 +137,7 @@ fn build<F: Family>(
 
 /// Inserts the entry of the replies under `scratch.reply_tuple`, if that is free in both maps.
 #[inline(always)]
-fn reserve<F: Family, T: Tables<F>>(
+fn insert_reply<F: Family, T: Tables<F>>(
     tables: &T,
     scratch: &Scratch<F::Addr>,
 ) -> Result<(), InsertError> {
@@ -152,28 +152,30 @@ fn reserve<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Creates the flow that `scratch.decision` describes, under `scratch.tuple`.
+/// Begins the flow that `scratch.decision` describes, under `scratch.tuple`: finds it a seat and
+/// writes its entries into [`Scratch`]. [`reserve`] and [`commit`] follow.
 ///
 /// # Errors
-/// [`DropReason::SourcePortsExhausted`], [`DropReason::TupleConflict`],
 /// [`DropReason::FlowTableFull`], [`DropReason::FlowShareExhausted`].
 #[inline(always)]
-pub fn create<F: Family, T: Steps<F>>(
+pub fn prepare<F: Family, T: Steps<F>>(
     tables: &T,
     config: &Config,
     scratch: &mut Scratch<F::Addr>,
     state: State,
 ) -> Result<(), DropReason> {
     let owner = scratch.decision.owner;
-    let outgoing = scratch.decision.outgoing != 0;
     if !room::is_within_share::<F, T>(tables, config, owner) {
         return Err(DropReason::FlowShareExhausted);
     }
     // What others open towards a container is not counted while it is unconfirmed.
-    let seat = claim_seat::<F, T>(tables, false, if outgoing { owner } else { room::ANYONE })?;
-    let now = tables.now();
-    let generation = tables.generation();
-    build::<F>(config, scratch, state, now, generation);
+    let counted = if scratch.decision.outgoing != 0 {
+        owner
+    } else {
+        room::ANYONE
+    };
+    scratch.seat = claim_seat::<F, T>(tables, false, counted)?;
+    build::<F>(config, scratch, state, tables.now(), tables.generation());
     let Scratch {
         tuple,
         original,
@@ -186,24 +188,54 @@ pub fn create<F: Family, T: Steps<F>>(
     reply_tuple.dport = original.sport;
     reply_tuple.proto = tuple.proto;
     reply_tuple.reserved = [0; 3];
+    Ok(())
+}
+
+/// Inserts the entry of the replies, with a source port where one has to be chosen. `Ok(false)`:
+/// another CPU has made the flow meanwhile.
+///
+/// # Errors
+/// [`DropReason::SourcePortsExhausted`], [`DropReason::TupleConflict`],
+/// [`DropReason::FlowTableFull`].
+#[inline(always)]
+pub fn reserve<F: Family, T: Steps<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<bool, DropReason> {
     if scratch.decision.snat == 0 {
-        reserve_own_tuple::<F, T>(tables, scratch)?;
+        reserve_own_tuple::<F, T>(tables, scratch)
     } else {
-        reserve_source_port::<F, T>(tables)?;
+        reserve_source_port::<F, T>(tables).map(|()| true)
     }
+}
+
+/// Inserts the entry of the original direction and seats the flow.
+///
+/// # Errors
+/// [`DropReason::TupleConflict`], [`DropReason::FlowTableFull`].
+#[inline(always)]
+pub fn commit<F: Family, T: Steps<F>>(
+    tables: &T,
+    scratch: &Scratch<F::Addr>,
+) -> Result<(), DropReason> {
+    let generation = scratch.original.generation;
     match tables.insert_embryo(&scratch.tuple, &scratch.original) {
         Ok(()) => {}
         Err(InsertError::Exists) => {
             room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
-            return follow_or::<F, T>(tables, scratch, DropReason::TupleConflict);
+            return if is_made_already::<F, T>(tables, scratch) {
+                Ok(())
+            } else {
+                Err(DropReason::TupleConflict)
+            };
         }
         Err(InsertError::Full) => {
             room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
             return Err(DropReason::FlowTableFull);
         }
     }
-    if outgoing {
-        tables.hold(owner, room::table::<F>(false), 1);
+    if scratch.decision.outgoing != 0 {
+        tables.hold(scratch.decision.owner, room::table::<F>(false), 1);
     }
     if let Some(flow) = tables.flow(&scratch.tuple)
         && flow.generation() != generation
@@ -213,7 +245,13 @@ pub fn create<F: Family, T: Steps<F>>(
         room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
         return Ok(());
     }
-    room::take::<F, T>(tables, false, seat, &scratch.tuple, &scratch.original);
+    room::take::<F, T>(
+        tables,
+        false,
+        scratch.seat,
+        &scratch.tuple,
+        &scratch.original,
+    );
     Ok(())
 }
 
@@ -235,30 +273,29 @@ fn claim_seat<F: Family, T: Steps<F>>(
 #[inline(always)]
 fn reserve_own_tuple<F: Family, T: Steps<F>>(
     tables: &T,
-    scratch: &mut Scratch<F::Addr>,
-) -> Result<(), DropReason> {
-    match reserve::<F, T>(tables, scratch) {
-        Ok(()) => return Ok(()),
+    scratch: &Scratch<F::Addr>,
+) -> Result<bool, DropReason> {
+    match insert_reply::<F, T>(tables, scratch) {
+        Ok(()) => return Ok(true),
         Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
         Err(InsertError::Exists) => {}
     }
-    if tables.reclaim(0) != 0 && reserve::<F, T>(tables, scratch).is_ok() {
-        return Ok(());
+    if tables.reclaim(0) != 0 && insert_reply::<F, T>(tables, scratch).is_ok() {
+        return Ok(true);
     }
-    follow_or::<F, T>(tables, scratch, DropReason::TupleConflict)
+    if is_made_already::<F, T>(tables, scratch) {
+        Ok(false)
+    } else {
+        Err(DropReason::TupleConflict)
+    }
 }
 
-/// Fine, if another CPU has just created a flow for the same tuple.
+/// Has another CPU just made a flow for the same tuple?
 #[inline(always)]
-fn follow_or<F: Family, T: Tables<F>>(
-    tables: &T,
-    scratch: &Scratch<F::Addr>,
-    otherwise: DropReason,
-) -> Result<(), DropReason> {
-    match tables.embryo(&scratch.tuple) {
-        Some(slot) if slot.flags() & flow_flag::REPLY == 0 => Ok(()),
-        _ => Err(otherwise),
-    }
+fn is_made_already<F: Family, T: Tables<F>>(tables: &T, scratch: &Scratch<F::Addr>) -> bool {
+    tables
+        .embryo(&scratch.tuple)
+        .is_some_and(|slot| slot.flags() & flow_flag::REPLY == 0)
 }
 
 #[inline(always)]
@@ -326,7 +363,7 @@ pub fn try_source_port<F: Family, T: Steps<F>>(
     {
         return attempt::TAKEN;
     }
-    match reserve::<F, T>(tables, scratch) {
+    match insert_reply::<F, T>(tables, scratch) {
         Ok(()) => attempt::RESERVED,
         Err(InsertError::Exists) => attempt::TAKEN,
         Err(InsertError::Full) => attempt::FULL,

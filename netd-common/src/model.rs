@@ -439,8 +439,14 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::decide::<F, _>(self, ifindex, network, fresh)
     }
-    fn create(&self) -> u32 {
-        steps::create::<F, _>(self)
+    fn prepare(&self) -> u32 {
+        steps::prepare::<F, _>(self)
+    }
+    fn reserve(&self) -> u32 {
+        steps::reserve::<F, _>(self)
+    }
+    fn commit(&self) -> u32 {
+        steps::commit::<F, _>(self)
     }
     fn send<P: Packet>(&self, packet: &mut P) -> u64 {
         steps::send::<F, P, _>(packet, self)

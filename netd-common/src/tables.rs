@@ -200,6 +200,8 @@ pub struct Scratch<A> {
     pub query: RouteQuery<A>,
     /// A route lookup's answer.
     pub route: Route<A>,
+    /// Seat of a flow that is being made.
+    pub seat: u32,
     /// Entry of the original direction.
     pub original: Flow<A>,
     /// Entry of the replies.
@@ -318,8 +320,12 @@ pub trait Steps<F: Family>: Tables<F> {
     -> u64;
     /// [`crate::pipeline::steps::decide`].
     fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
-    /// [`crate::pipeline::steps::create`].
-    fn create(&self) -> u32;
+    /// [`crate::pipeline::steps::prepare`].
+    fn prepare(&self) -> u32;
+    /// [`crate::pipeline::steps::reserve`].
+    fn reserve(&self) -> u32;
+    /// [`crate::pipeline::steps::commit`].
+    fn commit(&self) -> u32;
     /// [`crate::pipeline::steps::send`].
     fn send<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
     /// [`crate::pipeline::steps::promote`].

@@ -23,7 +23,7 @@ const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $decide:ident,
-     $create:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
+     $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
      $route:ident, $host_listens:ident) => {
         #[inline(never)]
@@ -53,8 +53,18 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $create(ctx: *mut __sk_buff) -> u32 {
-            steps::create::<$family, _>(&Maps(ctx))
+        extern "C" fn $prepare() -> u32 {
+            steps::prepare::<$family, _>(&Maps(NO_CONTEXT))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reserve(ctx: *mut __sk_buff) -> u32 {
+            steps::reserve::<$family, _>(&Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $commit() -> u32 {
+            steps::commit::<$family, _>(&Maps(NO_CONTEXT))
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -134,8 +144,16 @@ macro_rules! subprograms {
                 $send(self.0)
             }
             #[inline(always)]
-            fn create(&self) -> u32 {
-                $create(self.0)
+            fn prepare(&self) -> u32 {
+                $prepare()
+            }
+            #[inline(always)]
+            fn reserve(&self) -> u32 {
+                $reserve(self.0)
+            }
+            #[inline(always)]
+            fn commit(&self) -> u32 {
+                $commit()
             }
             #[inline(always)]
             fn promote(&self) -> u32 {
@@ -179,7 +197,9 @@ subprograms!(
     from_uplink_v4,
     proceed_v4,
     decide_v4,
-    create_v4,
+    prepare_v4,
+    reserve_v4,
+    commit_v4,
     send_v4,
     promote_v4,
     try_source_port_v4,
@@ -198,7 +218,9 @@ subprograms!(
     from_uplink_v6,
     proceed_v6,
     decide_v6,
-    create_v6,
+    prepare_v6,
+    reserve_v6,
+    commit_v6,
     send_v6,
     promote_v6,
     try_source_port_v6,

@@ -101,7 +101,16 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
         Ok(Action::Pass) => return Verdict::PASSED,
         Err(reason) => return Verdict::drop(reason),
     }
-    match decode(tables.create()) {
+    if let Err(reason) = decode(tables.prepare()) {
+        return Verdict::drop(reason);
+    }
+    match decode(tables.reserve()) {
+        Ok(Action::Forward) => {}
+        // Another CPU has made the flow meanwhile.
+        Ok(Action::Pass) => return Verdict(tables.send(packet)),
+        Err(reason) => return Verdict::drop(reason),
+    }
+    match decode(tables.commit()) {
         Ok(_) => Verdict(tables.send(packet)),
         Err(reason) => Verdict::drop(reason),
     }
@@ -214,14 +223,40 @@ const fn may_begin(flags: u8) -> bool {
     tcp_flags_valid(flags) && flags & tcp_flag::RST == 0
 }
 
-/// [`flow::create`]. Returns a code for [`decode`]; `Forward` is success.
+/// [`flow::prepare`]. Returns a code for [`decode`]; `Forward` is success.
 #[inline(always)]
-pub fn create<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+pub fn prepare<F: Family, T: Steps<F>>(tables: &T) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
     let state = initial_state::<F>(&scratch.parsed);
-    match flow::create::<F, T>(tables, config, scratch, state) {
+    match flow::prepare::<F, T>(tables, config, scratch, state) {
+        Ok(()) => FORWARD,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`flow::reserve`]. Returns a code for [`decode`]; `Forward` is success, `Pass` that the flow is
+/// there already.
+#[inline(always)]
+pub fn reserve<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return encode(DropReason::HelperFailed);
+    };
+    match flow::reserve::<F, T>(tables, scratch) {
+        Ok(true) => FORWARD,
+        Ok(false) => PASS,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`flow::commit`]. Returns a code for [`decode`]; `Forward` is success.
+#[inline(always)]
+pub fn commit<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return encode(DropReason::HelperFailed);
+    };
+    match flow::commit::<F, T>(tables, scratch) {
         Ok(()) => FORWARD,
         Err(reason) => encode(reason),
     }
@@ -319,7 +354,7 @@ const fn encode(reason: DropReason) -> u32 {
     REASON + reason as u32
 }
 
-/// What [`decide()`] and [`create`] say.
+/// What [`decide()`] and the others say.
 ///
 /// # Errors
 /// The reason to drop the packet.
