@@ -446,18 +446,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn nat_pressure(&self, attempts: u32, exhausted: bool) {
-        let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
-            return;
-        };
-        account::nat_pressure(NatPressure {
-            address: scratch.original.src.padded(),
-            dst: scratch.original.dst.padded(),
-            dport: scratch.original.dport,
-            proto: scratch.tuple.proto,
-            family: F::VERSION,
-            attempts: attempts as u16,
-            exhausted: u16::from(exhausted),
-        });
+        if F::VERSION == 4 {
+            nat_pressure_v4(attempts, u32::from(exhausted));
+        } else {
+            nat_pressure_v6(attempts, u32::from(exhausted));
+        }
     }
 
     #[inline(always)]
@@ -594,3 +587,30 @@ pub fn host_listens<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
         _ => 0,
     }
 }
+
+/// Global functions of their own: the event would stand on the stack of `create`, below which the
+/// deepest chain of calls hangs.
+macro_rules! nat_pressure {
+    ($name:ident, $family:ty) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $name(attempts: u32, exhausted: u32) -> u32 {
+            let maps = Maps(core::ptr::null_mut());
+            let Some(scratch) = <Maps as Tables<$family>>::scratch(&maps) else {
+                return 0;
+            };
+            account::nat_pressure(NatPressure {
+                address: scratch.original.src.padded(),
+                dst: scratch.original.dst.padded(),
+                dport: scratch.original.dport,
+                proto: scratch.tuple.proto,
+                family: <$family>::VERSION,
+                attempts: attempts as u16,
+                exhausted: exhausted as u16,
+            });
+            0
+        }
+    };
+}
+nat_pressure!(nat_pressure_v4, V4);
+nat_pressure!(nat_pressure_v6, V6);

@@ -2,7 +2,6 @@
 //! changes, stay its own to their end.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use netd_common::abi::{self, config_flag};
 
@@ -16,8 +15,8 @@ use crate::run_state::KernelNat;
 /// flows are over, but a list of hundreds of thousands takes a while.
 const LIST_AFTER_ROUNDS: u32 = 6;
 
-/// A list that is read and written down in this time misses hardly a flow.
-const PREPARED: Duration = Duration::from_millis(100);
+/// One in so many: a list that finds no more new flows has hardly missed any.
+const FEW: usize = 50;
 /// How often it is tried.
 const PREPARATIONS: u32 = 3;
 
@@ -50,9 +49,8 @@ impl Engine {
     /// down hundreds of thousands of flows takes a while, in which others begin.
     pub(super) fn prepare_takeover(&mut self) {
         for _ in 0..PREPARATIONS {
-            let began = std::time::Instant::now();
-            self.take_over();
-            if began.elapsed() < PREPARED {
+            let taken = self.take_over();
+            if taken.added <= taken.flows / FEW {
                 break;
             }
         }
@@ -60,7 +58,7 @@ impl Engine {
 
     /// Reads the kernel's list and leaves its flows to it. What goes wrong is told and no reason to
     /// stop: netd is in force for everything else.
-    pub(super) fn take_over(&mut self) {
+    pub(super) fn take_over(&mut self) -> TakenOver {
         let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
         let since = *self.kernel_nat.since.get_or_insert(now);
         let began = std::time::Instant::now();
@@ -71,13 +69,17 @@ impl Engine {
                     "{error}: connections that the kernel's NAT carries now may break; \
                      is nf_conntrack_netlink there?"
                 );
-                return;
+                return TakenOver::default();
             }
         };
         match self.kernel.leave_to_kernel(&flows, since) {
-            Ok(taken) => self.tell(taken, began),
+            Ok(taken) => {
+                self.tell(taken, began);
+                taken
+            }
             Err(error) => {
-                tracing::warn!("{error}: connections that the kernel's NAT carries now may break")
+                tracing::warn!("{error}: connections that the kernel's NAT carries now may break");
+                TakenOver::default()
             }
         }
     }
@@ -100,10 +102,11 @@ impl Engine {
     }
 
     fn tell(&mut self, taken: TakenOver, began: std::time::Instant) {
-        if taken.flows > 0 {
+        if taken.added > 0 {
             tracing::info!(
-                "{} flows of the kernel's NAT stay with it ({:.0} ms); netd takes new ones",
+                "{} flows of the kernel's NAT stay with it, {} of them new here ({:.0} ms)",
                 taken.flows,
+                taken.added,
                 began.elapsed().as_secs_f64() * 1e3
             );
         }

@@ -24,6 +24,8 @@ const LISTED_LATE: u32 = 5;
 pub struct TakenOver {
     /// Left to the kernel, now or before.
     pub flows: usize,
+    /// Of them, those that were not yet.
+    pub added: usize,
     /// Netd's own already.
     pub own: usize,
     /// For which there was no room.
@@ -75,6 +77,7 @@ impl Kernel {
         )?;
         let taken = TakenOver {
             flows: v4.flows + v6.flows,
+            added: v4.added + v6.added,
             own: v4.own + v6.own,
             left_out: v4.left_out + v6.left_out,
         };
@@ -183,7 +186,10 @@ where
             continue;
         }
         match insert(table, flow, original, reply, now) {
-            Ok(()) | Err(NotInserted::Exists) => done.flows += 1,
+            Ok(()) | Err(NotInserted::Exists) => {
+                done.flows += 1;
+                done.added += 1;
+            }
             Err(NotInserted::Full) => {
                 done.left_out += 1;
                 continue;

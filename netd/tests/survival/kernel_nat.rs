@@ -71,6 +71,13 @@ fn live_on(mode: &str) {
         "{flows} flows; netd in {mode} mode after {:?}",
         began.elapsed()
     );
+    for line in daemon
+        .log()
+        .lines()
+        .filter(|line| line.contains("stay with it"))
+    {
+        println!("{line}");
+    }
 
     let after = sockets.ask();
     let broken: Vec<_> = before

@@ -38,14 +38,14 @@ struct World {
 
 impl World {
     /// A host with connections in and out of both families, which this program carries.
-    fn new(program: &Path) -> Self {
+    fn new(program: &Path, arguments: &[&str]) -> Self {
         let host = StandardHost::build(StandardHostOptions {
             networks: &["def", "n2"],
             ..StandardHostOptions::default()
         })
         .expect("the standard host");
-        let daemon = Daemon::start(program, &host.host, &config(&host, ""))
-            .unwrap_or_else(|e| panic!("{e}"));
+        let mut daemon = Daemon::prepare(program, &host.host, &config(&host, "")).expect("a file");
+        daemon.run(arguments).unwrap_or_else(|e| panic!("{e}"));
         let mut world = Self {
             daemon,
             host,
@@ -178,13 +178,31 @@ fn walk<K: Wire, V: Wire>(pin: &Path, visit: impl FnMut(K, V)) {
 #[test]
 fn flows_of_the_previous_abi_live_on() {
     need_root!();
-    let mut world = World::new(netd());
+    let mut world = World::new(netd(), &[]);
     let (flows, links) = (world.total(), world.links(abi::VERSION));
     assert!(flows >= 7 * CONNECTIONS as u64, "{flows}");
     world.bring_back();
     world.alive("while nothing but the links of the previous version is there");
     world.daemon.run(&[]).unwrap_or_else(|e| panic!("{e}"));
     world.carried_over(flows, &links);
+}
+
+/// Filters at a clsact qdisc have no pins that could move: each is replaced where it is.
+#[test]
+fn flows_of_the_previous_abi_live_on_without_tcx() {
+    need_root!();
+    let mut world = World::new(netd(), &["--no-tcx"]);
+    let flows = world.total();
+    world.bring_back();
+    world.alive("while nothing but the filters of the previous version is there");
+    world
+        .daemon
+        .run(&["--no-tcx"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    world.alive("after the upgrade");
+    assert_eq!(world.total(), flows, "no flow began anew");
+    assert!(!world.pins(1).exists());
+    world.daemon.unload().unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// With a real binary of ABI 1, as it runs and after it was killed.
@@ -196,7 +214,7 @@ fn a_real_daemon_of_the_previous_abi_is_replaced() {
         return;
     };
     for kill in [false, true] {
-        let mut world = World::new(&previous);
+        let mut world = World::new(&previous, &[]);
         let links = world.links(1);
         if kill {
             world.daemon.stop(Signal::SIGKILL).expect("killed");
@@ -280,7 +298,7 @@ impl World {
 #[test]
 fn what_cannot_be_carried_over_is_refused() {
     need_root!();
-    let mut world = World::new(netd());
+    let mut world = World::new(netd(), &[]);
     let pin_dir = world.daemon.pin_dir().to_owned();
     let before = world.links(abi::VERSION);
     for (name, says) in [
