@@ -263,8 +263,8 @@ fn claim_seat<F: Family, T: Steps<F>>(
 ) -> Result<u32, DropReason> {
     let claimed = tables.claim_seat(u32::from(confirmed), owner);
     match claimed & !0xffff_ffff {
-        room::claim::SEAT => Ok(claimed as u32),
-        room::claim::SHARE => Err(DropReason::FlowShareExhausted),
+        room::claimed::SEAT => Ok(claimed as u32),
+        room::claimed::SHARE => Err(DropReason::FlowShareExhausted),
         _ => Err(DropReason::FlowTableFull),
     }
 }

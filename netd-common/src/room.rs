@@ -75,7 +75,7 @@ pub mod worth {
 }
 
 /// What [`claim`] returns.
-pub mod claim {
+pub mod claimed {
     /// A seat was emptied, its index is the rest of the number.
     pub const SEAT: u64 = 1 << 32;
     /// The container has its share, and none of its flows could make room.
@@ -86,7 +86,7 @@ pub mod claim {
 
 /// Finds a seat for a new flow, and empties it. It is the flow's when [`take`] says so; until then
 /// another may find it too. `owner` is whose share is looked at; [`ANYONE`]: nobody's. See
-/// [`claim`](mod@claim).
+/// [`claimed`].
 #[inline(always)]
 pub fn claim<F: Family, T: Steps<F>>(
     tables: &T,
@@ -97,18 +97,18 @@ pub fn claim<F: Family, T: Steps<F>>(
     let table = table::<F>(confirmed);
     let seats = config.seats[table];
     if seats == 0 {
-        return claim::FULL;
+        return claimed::FULL;
     }
     if owner != ANYONE && tables.holding(owner, table) >= share(seats) {
         // Its flows may be anywhere, so the seats are looked at in no order.
-        return search::<F, T>(tables, confirmed, owner, seats, OWN_PROBES, claim::SHARE);
+        return search::<F, T>(tables, confirmed, owner, seats, OWN_PROBES, claimed::SHARE);
     }
     let probes = if confirmed {
         FLOW_PROBES
     } else {
         EMBRYO_PROBES
     };
-    search::<F, T>(tables, confirmed, ANYONE, seats, probes, claim::FULL)
+    search::<F, T>(tables, confirmed, ANYONE, seats, probes, claimed::FULL)
 }
 
 #[inline(always)]
@@ -161,7 +161,7 @@ fn search<F: Family, T: Steps<F>>(
         tables.vacate_seat(u32::from(confirmed), at);
         tables.count(table, event(best));
     }
-    claim::SEAT | u64::from(at)
+    claimed::SEAT | u64::from(at)
 }
 
 /// Where the search for one's own begins: elsewhere for every flow, and for one flow in every second.
@@ -183,7 +183,7 @@ fn place_of<F: Family, T: Tables<F>>(tables: &T) -> u32 {
 pub fn is_within_share<F: Family, T: Steps<F>>(tables: &T, config: &Config, owner: u32) -> bool {
     let table = table::<F>(true);
     tables.holding(owner, table) < share(config.seats[table])
-        || tables.claim_seat(1, owner) & !0xffff_ffff == claim::SEAT
+        || tables.claim_seat(1, owner) & !0xffff_ffff == claimed::SEAT
 }
 
 /// How many of a table's seats one container may have.

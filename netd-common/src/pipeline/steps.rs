@@ -275,11 +275,11 @@ pub fn promote<F: Family, T: Steps<F>>(tables: &T) -> u32 {
     }
 }
 
-/// [`room::claim`](fn@room::claim), and returns what it does.
+/// [`room::claim`], and returns what it does.
 #[inline(always)]
 pub fn claim_seat<F: Family, T: Steps<F>>(tables: &T, confirmed: u32, owner: u32) -> u64 {
     let Some(config) = tables.config() else {
-        return room::claim::FULL;
+        return room::claimed::FULL;
     };
     room::claim::<F, T>(tables, config, confirmed != 0, owner)
 }

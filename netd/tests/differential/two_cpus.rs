@@ -201,9 +201,11 @@ fn shoot<F: Storm>(
     programs.run(&meta, 0, &mut bytes).map(drop)
 }
 
+type Entries<A> = HashMap<Tuple<A>, Flow<A>>;
+
 /// Both CPUs are done: what they left must be sound.
 fn judge<F: Storm>(programs: &Programs, tables: [usize; 2]) -> Result<usize> {
-    let read = |name| -> Result<HashMap<Tuple<F::Addr>, Flow<F::Addr>>> {
+    let read = |name| -> Result<Entries<F::Addr>> {
         Ok(programs.entries(name)?.into_iter().collect())
     };
     let (embryos, flows) = (read(F::EMBRYOS)?, read(F::FLOWS)?);
