@@ -48,7 +48,7 @@ pub mod map {
     /// Bitmap of host ports that some publish of any address uses: one native u64 per 64 ports,
     /// index [`super::port_word`].
     pub const PORTS: &str = "PORTS";
-    /// [`super::Tuple`] → [`super::Flow`]: confirmed IPv4 flows, two entries each, never evicted.
+    /// [`super::Tuple`] → [`super::Flow`]: confirmed IPv4 flows, two entries each; see [`crate::room`].
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// The same for IPv6.
     pub const FLOWS_V6: &str = "FLOWS_V6";
@@ -254,18 +254,6 @@ pub mod table_event {
     pub const PORT_REUSED: usize = 7;
     /// How many there are.
     pub const COUNT: usize = 8;
-
-    /// Names for people and JSON.
-    pub const NAMES: [&str; COUNT] = [
-        "expired",
-        "evicted_embryo",
-        "evicted_closing",
-        "evicted_idle",
-        "overflowed",
-        "refused_full",
-        "refused_share",
-        "port_reused",
-    ];
 }
 
 /// What happened in a flow table for want of room, per CPU.

@@ -205,9 +205,8 @@ type Entries<A> = HashMap<Tuple<A>, Flow<A>>;
 
 /// Both CPUs are done: what they left must be sound.
 fn judge<F: Storm>(programs: &Programs, tables: [usize; 2]) -> Result<usize> {
-    let read = |name| -> Result<Entries<F::Addr>> {
-        Ok(programs.entries(name)?.into_iter().collect())
-    };
+    let read =
+        |name| -> Result<Entries<F::Addr>> { Ok(programs.entries(name)?.into_iter().collect()) };
     let (embryos, flows) = (read(F::EMBRYOS)?, read(F::FLOWS)?);
     for (key, flow) in &flows {
         if let Some(embryo) = embryos.get(key) {
