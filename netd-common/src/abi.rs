@@ -210,8 +210,18 @@ pub struct Seat<A> {
     /// [`Flow::generation`]; 0: nobody sits here. A flow that left its table leaves its seat as it
     /// is: it is free when no flow of that key and generation is in the table.
     pub generation: u32,
-    /// [`Flow::owner`].
+    /// [`Flow::owner`]; 0 for an embryo that no container opened. Changes together with the
+    /// generation, atomically: [`Seat::state`].
     pub owner: u32,
+}
+
+impl<A> Seat<A> {
+    /// Generation and owner as one number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(generation: u32, owner: u32) -> u64 {
+        generation as u64 | (owner as u64) << 32
+    }
 }
 
 /// The hand of a ring: where the next search for room begins. A cache line of its own.

@@ -245,13 +245,13 @@ pub fn commit<F: Family, T: Steps<F>>(
         room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
         return Ok(());
     }
-    room::take::<F, T>(
-        tables,
-        false,
-        scratch.seat,
-        &scratch.tuple,
-        &scratch.original,
-    );
+    let (key, entry) = (&scratch.tuple, &scratch.original);
+    if !room::take::<F, T>(tables, false, scratch.seat, key, entry) {
+        // A flow without a seat would never be found by those who look for room.
+        room::remove_embryo::<F, T>(tables, &scratch.reply_tuple, generation);
+        room::remove_embryo::<F, T>(tables, key, generation);
+        return Err(DropReason::FlowTableFull);
+    }
     Ok(())
 }
 
@@ -396,7 +396,11 @@ pub fn promote<F: Family, T: Steps<F>>(
             tables.count(room::table::<F>(true), table_event::OVERFLOWED);
             return Ok(());
         }
-        Err(reason) => return Err(reason),
+        Err(reason) => {
+            // As an established embryo it would make room for nobody.
+            end::<F, T>(tables, generation);
+            return Err(reason);
+        }
     };
     // `original` and `reply` of the flow, whichever way this packet goes.
     let (original_slot, reply_slot) = if reply { (other, slot) } else { (slot, other) };
@@ -408,7 +412,7 @@ pub fn promote<F: Family, T: Steps<F>>(
     scratch.original = original_slot.load();
     scratch.reply = reply_slot.load();
     // Whoever was made to leave meanwhile has given its memory to another flow, and that is what
-    // was loaded. A generation is never used twice: both are still there if theirs are.
+    // was loaded. Both are still theirs if their generation is (it comes again after seconds only).
     let are_theirs = [original_key, reply_key].into_iter().all(|key| {
         tables
             .embryo(key)
@@ -431,8 +435,13 @@ pub fn promote<F: Family, T: Steps<F>>(
     }
     match tables.insert_flow(original_key, &scratch.original) {
         Ok(()) => {
-            room::take::<F, T>(tables, true, seat, original_key, &scratch.original);
             tables.hold(owner, room::table::<F>(true), 1);
+            if !room::take::<F, T>(tables, true, seat, original_key, &scratch.original) {
+                // It stays an embryo, which has a seat, and tries again with its next packet.
+                room::remove_flow::<F, T>(tables, reply_key, generation);
+                room::remove_flow::<F, T>(tables, original_key, generation);
+                return Ok(());
+            }
         }
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => {

@@ -367,6 +367,13 @@ impl<F: ModelFamily> Tables<F> for Model {
         ring.get(index as usize)
             .map(|seat| unsafe { &mut *seat.get() })
     }
+    fn swap_seat(&self, seat: &mut Seat<F::Addr>, from: u64, to: u64) -> bool {
+        let same = Seat::<F::Addr>::state(seat.generation, seat.owner) == from;
+        if same {
+            (seat.generation, seat.owner) = (to as u32, (to >> 32) as u32);
+        }
+        same
+    }
     fn next_seat(&self, table: usize) -> u32 {
         let hand = &self.hands[table];
         hand.replace(hand.get().wrapping_add(1))
@@ -472,7 +479,7 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn probe_seat(&self, confirmed: u32, index: u32, owner: u32) -> u32 {
         room::probe_seat::<F, _>(self, confirmed != 0, index, owner)
     }
-    fn vacate_seat(&self, confirmed: u32, index: u32) {
-        room::vacate_seat::<F, _>(self, confirmed != 0, index);
+    fn vacate_seat(&self, confirmed: u32, index: u32) -> u32 {
+        u32::from(room::vacate_seat::<F, _>(self, confirmed != 0, index))
     }
 }

@@ -20,7 +20,7 @@
 //! makes room for itself in the same order, or is refused.
 
 use crate::{
-    abi::{Config, Flow, Tuple, flow_flag, flow_table, table_event},
+    abi::{Config, Flow, Seat, Tuple, flow_flag, flow_table, table_event},
     conntrack::{State, idle},
     flow::set_other_key,
     tables::{Slot, Steps, Tables},
@@ -126,10 +126,10 @@ fn search<F: Family, T: Steps<F>>(
     // flows, and find the table full where most of it is free.
     let start = place_of::<F, T>(tables);
     // The best of a few is worth a look; of its own, which are rare, the first will do.
-    let enough = if owner == ANYONE {
-        worth::EXPIRED
-    } else {
-        worth::IDLE
+    let enough = match (owner == ANYONE, confirmed) {
+        (true, _) => worth::EXPIRED,
+        (false, true) => worth::IDLE,
+        (false, false) => worth::EMBRYO,
     };
     let mut probe = 0;
     while probe < probes && best < enough {
@@ -157,8 +157,11 @@ fn search<F: Family, T: Steps<F>>(
         }
         return otherwise;
     }
+    if tables.vacate_seat(u32::from(confirmed), at) == 0 {
+        // Another CPU had the same thought.
+        return otherwise;
+    }
     if best != worth::FREE {
-        tables.vacate_seat(u32::from(confirmed), at);
         tables.count(table, event(best));
     }
     claimed::SEAT | u64::from(at)
@@ -218,7 +221,7 @@ const fn event(worth: u32) -> usize {
     }
 }
 
-/// Seats the flow with this key.
+/// Seats the flow with this key; `false`: another CPU has taken the seat meanwhile.
 #[inline(always)]
 pub fn take<F: Family, T: Tables<F>>(
     tables: &T,
@@ -226,12 +229,22 @@ pub fn take<F: Family, T: Tables<F>>(
     index: u32,
     key: &Tuple<F::Addr>,
     flow: &Flow<F::Addr>,
-) {
-    if let Some(seat) = tables.seat(confirmed, index) {
+) -> bool {
+    let Some(seat) = tables.seat(confirmed, index) else {
+        return false;
+    };
+    // Who looks for its own embryos finds those that are counted for it.
+    let owner = if confirmed || is_counted_embryo(flow.flags) {
+        flow.owner
+    } else {
+        ANYONE
+    };
+    let state = Seat::<F::Addr>::state(flow.generation, owner);
+    let taken = tables.swap_seat(seat, 0, state);
+    if taken {
         seat.tuple = *key;
-        seat.generation = flow.generation;
-        seat.owner = flow.owner;
     }
+    taken
 }
 
 /// In place of a container: whoever it is.
@@ -308,20 +321,23 @@ fn is_stream<A: Copy>(now: u32, silence: u32, slot: &Slot<A>) -> bool {
     idle(now, slot.created()) >= silence + STREAM
 }
 
-/// Ends the flow in this seat.
+/// Empties this seat and ends the flow that has it. `false`: the seat is another's already.
 #[inline(always)]
-pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: u32) {
+pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: u32) -> bool {
     let (Some(seat), Some(scratch)) = (tables.seat(confirmed, index), tables.scratch()) else {
-        return;
+        return false;
     };
-    let generation = seat.generation;
+    let (generation, owner) = (seat.generation, seat.owner);
     scratch.victim = seat.tuple;
-    seat.generation = 0;
+    let state = Seat::<F::Addr>::state(generation, owner);
+    if !tables.swap_seat(seat, state, 0) {
+        return false;
+    }
     let Some(slot) = lookup::<F, T>(tables, confirmed, &scratch.victim) else {
-        return;
+        return true;
     };
     if slot.generation() != generation {
-        return;
+        return true;
     }
     set_other_key(&mut scratch.victim_other, scratch.victim.proto, &slot);
     // From this table only: an embryo may be on its way to the flows, and half of it be there.
@@ -332,6 +348,7 @@ pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: 
         remove_embryo::<F, T>(tables, &scratch.victim_other, generation);
         remove_embryo::<F, T>(tables, &scratch.victim, generation);
     }
+    true
 }
 
 /// Seconds that half a flow must be left alone before it counts as left over, and a closed
@@ -387,8 +404,9 @@ pub fn remove<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generat
     remove_embryo::<F, T>(tables, key, generation);
 }
 
+/// [`remove`], from the flows only.
 #[inline(always)]
-fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
+pub fn remove_flow<F: Family, T: Tables<F>>(tables: &T, key: &Tuple<F::Addr>, generation: u32) {
     let Some(slot) = tables.flow(key) else {
         return;
     };

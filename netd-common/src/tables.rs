@@ -15,8 +15,10 @@ use crate::{
 /// A flow entry inside a map.
 ///
 /// The kernel may give the slot to another flow while it is held, and other CPUs write it: fields
-/// are read and written one at a time, never through a reference. The worst outcome of a lost race
-/// is a wrong counter, or one packet judged by the entry that was there a moment before.
+/// are read and written one at a time, never through a reference. A preallocated map gives the memory
+/// of an entry that is removed to the next flow at once: who holds its slot at that moment reads or
+/// writes one packet's worth of another flow. Where something of it would last (a promotion), the key
+/// is looked up again.
 #[derive(Clone, Copy)]
 pub struct Slot<A>(NonNull<Flow<A>>);
 
@@ -270,6 +272,8 @@ pub trait Tables<F: Family> {
     /// verified in the flow table.
     #[expect(clippy::mut_from_ref, reason = "a value inside a map")]
     fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>>;
+    /// Changes [`Seat::state`] if it still is what it was, atomically; was it?
+    fn swap_seat(&self, seat: &mut Seat<F::Addr>, from: u64, to: u64) -> bool;
     /// Moves the hand of a [`crate::abi::flow_table`] on; where it was.
     fn next_seat(&self, table: usize) -> u32;
     /// `HOLDINGS`: flows that a container has in a [`crate::abi::flow_table`].
@@ -342,6 +346,6 @@ pub trait Steps<F: Family>: Tables<F> {
     fn claim_seat(&self, confirmed: u32, owner: u32) -> u64;
     /// [`crate::room::probe_seat`].
     fn probe_seat(&self, confirmed: u32, index: u32, owner: u32) -> u32;
-    /// [`crate::room::vacate_seat`].
-    fn vacate_seat(&self, confirmed: u32, index: u32);
+    /// [`crate::room::vacate_seat`]; 1: it is empty now.
+    fn vacate_seat(&self, confirmed: u32, index: u32) -> u32;
 }

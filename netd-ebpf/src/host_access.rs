@@ -276,7 +276,7 @@ impl SockAddr {
         // SAFETY: the context outlives the program.
         let key = call.key(unsafe { bpf_get_socket_cookie(self.0.cast()) });
         let peer = call.peer(now);
-        if let Some(known) = maps::SOCKETS.get_ptr_mut(&key) {
+        if let Some(known) = maps::SOCKETS.get_ptr_mut(key) {
             // SAFETY: a map value stays mapped while the program runs. A plain word: an LRU map
             // allocates a new element for every update.
             unsafe {
@@ -289,7 +289,7 @@ impl SockAddr {
                 }
             }
         }
-        maps::SOCKETS.insert(&key, &peer, 0).is_ok()
+        maps::SOCKETS.insert(key, peer, 0).is_ok()
     }
 
     /// What the host's socket table says: a [`listener`].
@@ -381,7 +381,7 @@ impl SockAddr {
     fn asked(&self, from: V6Addr) -> Option<*const SocketPeer> {
         // SAFETY: the context outlives the program.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
-        maps::SOCKETS.get_ptr(&key(cookie, self.proto(), from, self.port()))
+        maps::SOCKETS.get_ptr(key(cookie, self.proto(), from, self.port()))
     }
 
     #[inline(always)]

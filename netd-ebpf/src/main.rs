@@ -29,6 +29,7 @@ use aya_ebpf::{
 };
 use netd_common::{
     abi::hook,
+    drop::DropReason,
     pipeline::{self, Meta, Verdict},
     tables::Tables,
     wire::{Family, V4, V6},
@@ -128,17 +129,18 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
 /// this hook.
 #[inline(always)]
 fn endpoint(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, ifindex: u32) -> i32 {
-    let Some(endpoint) = <Maps as Tables<V4>>::endpoint(maps, ifindex) else {
+    let stored = <Maps as Tables<V4>>::endpoint(maps, ifindex).is_some_and(|endpoint| {
+        // SAFETY: six bytes of the Ethernet header, from six on the stack.
+        unsafe { bpf_skb_store_bytes(ctx, 0, endpoint.mac.as_ptr().cast(), 6, 0) == 0 }
+    });
+    if !stored {
+        let verdict = Verdict::drop(DropReason::HelperFailed);
+        account::count_drop(ctx, u32::from(meta.hook), verdict.0);
         return TCX_DROP;
-    };
-    account::redirected(meta.hook, true);
-    // SAFETY: six bytes of the Ethernet header, from six on the stack.
-    unsafe {
-        if bpf_skb_store_bytes(ctx, 0, endpoint.mac.as_ptr().cast(), 6, 0) != 0 {
-            return TCX_DROP;
-        }
-        bpf_redirect(ifindex, 0) as i32
     }
+    account::redirected(meta.hook, true);
+    // SAFETY: plain integers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// `struct bpf_redir_neigh`.

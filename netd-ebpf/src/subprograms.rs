@@ -98,8 +98,11 @@ macro_rules! subprograms {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $vacate_seat(confirmed: u32, index: u32) -> u32 {
-            room::vacate_seat::<$family, _>(&Maps(NO_CONTEXT), confirmed != 0, index);
-            0
+            u32::from(room::vacate_seat::<$family, _>(
+                &Maps(NO_CONTEXT),
+                confirmed != 0,
+                index,
+            ))
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -176,8 +179,8 @@ macro_rules! subprograms {
                 $probe_seat(confirmed, index, owner)
             }
             #[inline(always)]
-            fn vacate_seat(&self, confirmed: u32, index: u32) {
-                $vacate_seat(confirmed, index);
+            fn vacate_seat(&self, confirmed: u32, index: u32) -> u32 {
+                $vacate_seat(confirmed, index)
             }
             #[inline(always)]
             fn try_source_port(&self, attempt: u32) -> u32 {

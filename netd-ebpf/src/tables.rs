@@ -17,7 +17,11 @@ use netd_common::{
     wire::{Address, Family, V4, V6, proto},
 };
 
-use crate::{account, atomic::fetch_add, features, maps, subprograms};
+use crate::{
+    account,
+    atomic::{compare_and_swap, fetch_add},
+    features, maps, subprograms,
+};
 
 /// The maps, and the context that the lookup helpers ask for.
 pub struct Maps(pub *mut __sk_buff);
@@ -406,6 +410,13 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn swap_seat(&self, seat: &mut Seat<F::Addr>, from: u64, to: u64) -> bool {
+        let state = (&raw mut seat.generation).cast();
+        // SAFETY: generation and owner, eight bytes of a map at a multiple of eight.
+        unsafe { compare_and_swap(state, from, to) == from }
+    }
+
+    #[inline(always)]
     fn next_seat(&self, table: usize) -> u32 {
         let Some(hand) = maps::HANDS.get_ptr_mut(table as u32) else {
             return 0;
@@ -563,15 +574,13 @@ pub fn host_listens<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
             if sock.is_null() {
                 return 0;
             }
-            const ESTABLISHED: u32 = 1;
-            const LISTEN: u32 = 10;
-            const NEW_SYN_RECV: u32 = 12;
+            const TIME_WAIT: u32 = 6;
             // SAFETY: a referenced socket, released below.
             let state = unsafe { (*sock).state };
             // SAFETY: as above.
             unsafe { bpf_sk_release(sock.cast()) };
-            // What lingers in TIME_WAIT serves nobody.
-            u32::from(matches!(state, ESTABLISHED | LISTEN | NEW_SYN_RECV))
+            // What lingers in TIME_WAIT serves nobody. A half-closed connection does.
+            u32::from(state != TIME_WAIT)
         }
         proto::UDP => {
             // SAFETY: as above.

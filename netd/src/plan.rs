@@ -9,7 +9,8 @@
 //! 4. containers become known, then ports that lead to them: backends before frontends;
 //! 5. forwarding is switched on, once everything guards it;
 //! 6. containers that are gone are forgotten, and what only they needed is detached;
-//! 7. flows of what was removed end, and all others decide again.
+//! 7. the hooks of the host's own programs are attached;
+//! 8. flows of what was removed end, and all others decide again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -64,9 +65,16 @@ pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, Strin
     for (attachment, _) in actual.attachments.iter().filter(|(_, state)| stale(state)) {
         steps.push(Step::Detach(*attachment));
     }
+    // Ports that go on being published under other keys lead where they led until the new rows are
+    // there: the longest prefix wins, so both may be there at once.
+    let mut divided = Vec::new();
     for table in FRONTENDS.iter().rev() {
-        let gone = have.keys_beyond(want, *table);
-        steps.extend(gone.iter().map(|row| Step::Remove(row.key())));
+        let new = want.beyond(have, *table);
+        for row in have.keys_beyond(want, *table) {
+            let goes_on = new.iter().any(|(new, _)| share_ports(&row, new));
+            let steps = if goes_on { &mut divided } else { &mut steps };
+            steps.push(Step::Remove(row.key()));
+        }
     }
 
     if settings_of(&desired.config) != settings_of(&actual.config) {
@@ -75,19 +83,13 @@ pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, Strin
     for table in BASE {
         add(&mut steps, want, have, *table);
     }
-    for hook in Hook::ALL {
-        for (attachment, interface) in desired.attachments.iter().filter(|(a, _)| a.hook == hook) {
-            let step = match actual.attachments.get(attachment) {
-                Some(Attached::Current) => continue,
-                Some(Attached::Outdated) => Step::Replace,
-                Some(Attached::Stale) | None => Step::Attach,
-            };
-            steps.push(step(*attachment, interface.clone()));
-        }
+    for hook in Hook::ALL.into_iter().filter(|hook| !hook.is_cgroup()) {
+        attach(&mut steps, desired, actual, hook);
     }
     for table in ENDPOINTS.iter().chain(FRONTENDS) {
         add(&mut steps, want, have, *table);
     }
+    steps.append(&mut divided);
     for (name, to) in &desired.sysctls {
         let from = sysctls.get(name);
         if from != Some(to) {
@@ -121,6 +123,12 @@ pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, Strin
         steps.extend(superfluous(hook).map(Step::Detach));
     }
 
+    // After everything else: the host's own programs must not keep containers from their network, should another
+    // program at the control group refuse company.
+    for hook in Hook::ALL.into_iter().filter(|hook| hook.is_cgroup()) {
+        attach(&mut steps, desired, actual, hook);
+    }
+
     let ended = ended_flows(want, have);
     if !ended.is_empty() {
         steps.push(Step::EndFlows(ended));
@@ -129,6 +137,32 @@ pub fn diff(desired: &Desired, actual: &Actual, sysctls: &BTreeMap<String, Strin
         steps.push(Step::BumpEpoch);
     }
     steps
+}
+
+fn attach(steps: &mut Vec<Step>, desired: &Desired, actual: &Actual, hook: Hook) {
+    for (attachment, interface) in desired.attachments.iter().filter(|(a, _)| a.hook == hook) {
+        let step = match actual.attachments.get(attachment) {
+            Some(Attached::Current) => continue,
+            Some(Attached::Outdated) => Step::Replace,
+            Some(Attached::Stale) | None => Step::Attach,
+        };
+        steps.push(step(*attachment, interface.clone()));
+    }
+}
+
+/// Do two rows of a publish table have ports in common?
+fn share_ports(a: &Row, b: &Row) -> bool {
+    fn common<A: PartialEq>(a: &Prefix<PortPrefix<A>>, b: &Prefix<PortPrefix<A>>) -> bool {
+        let bits = a.bits.min(b.bits) - port_prefix_base::<A>();
+        let port = |p: &Prefix<PortPrefix<A>>| u32::from(u16::from_be_bytes(p.data.port));
+        (a.data.proto, &a.data.addr) == (b.data.proto, &b.data.addr)
+            && (port(a) ^ port(b)) >> (16 - bits) == 0
+    }
+    match (a, b) {
+        (Row::PublishV4(a, _), Row::PublishV4(b, _)) => common(a, b),
+        (Row::PublishV6(a, _), Row::PublishV6(b, _)) => common(a, b),
+        _ => false,
+    }
 }
 
 /// What the others refer to.

@@ -34,8 +34,8 @@ pub fn bridge_guard_in<P: Packet, T: Steps<V4> + Steps<V6>>(
 
 /// tcx egress of a managed bridge: what the stack sends into it. What the host itself sends passes,
 /// or goes straight to the container that its socket was led to: the bridge would give it to
-/// whoever has the address now. What was forwarded is left to [`super::to_endpoint`] where the
-/// container is known, and to the Engine's rules in accelerate mode.
+/// whoever has the address now. So does what was forwarded to a known container, where
+/// [`super::to_endpoint`] judges it; in accelerate mode that is left to the Engine's rules.
 #[inline(always)]
 pub fn bridge_guard_out<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
@@ -48,10 +48,21 @@ pub fn bridge_guard_out<P: Packet, T: Steps<V4> + Steps<V6>>(
     if <T as Tables<V4>>::config(tables).is_none_or(yields) {
         return Verdict::PASSED;
     }
-    judge(packet, tables, TRANSLATED, |packet, family| match family {
-        4 => is_for_endpoint::<V4, P, T>(packet, tables),
-        _ => is_for_endpoint::<V6, P, T>(packet, tables),
-    })
+    let mut owner = 0;
+    let verdict = judge(packet, tables, TRANSLATED, |packet, family| {
+        owner = match family {
+            4 => owner_of_destination::<V4, P, T>(packet, tables)?,
+            _ => owner_of_destination::<V6, P, T>(packet, tables)?,
+        };
+        Some(owner != 0)
+    });
+    if verdict != Verdict::PASSED || owner == 0 || !enforced(Check::Guard) {
+        return verdict;
+    }
+    match <T as Tables<V4>>::endpoint(tables, owner) {
+        Some(_) => Verdict::new(ENDPOINT, owner),
+        None => Verdict::drop(DropReason::UnknownEndpoint),
+    }
 }
 
 #[inline(always)]
@@ -81,7 +92,7 @@ fn judge<P: Packet, T: Steps<V4> + Steps<V6>>(
     packet: &mut P,
     tables: &T,
     translated: u32,
-    allowed: impl Fn(&P, u8) -> Option<bool>,
+    mut allowed: impl FnMut(&P, u8) -> Option<bool>,
 ) -> Verdict {
     let Ok(eth) = packet.read::<Eth>(0) else {
         return Verdict::drop(DropReason::Malformed);
@@ -126,7 +137,9 @@ fn is_for_host<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Op
     Some(link_scope || tables.local(&dst) != crate::abi::local_kind::NONE)
 }
 
+/// Host veth of the container that has the destination address; 0: none.
 #[inline(always)]
-fn is_for_endpoint<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Option<bool> {
-    Some(tables.endpoint_of(&destination::<F>(packet)?).is_some())
+fn owner_of_destination<F: Family, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Option<u32> {
+    let owner = tables.endpoint_of(&destination::<F>(packet)?);
+    Some(owner.map_or(0, |owner| owner.ifindex))
 }

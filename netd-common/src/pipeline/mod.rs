@@ -82,8 +82,10 @@ impl Verdict {
         Self(action << 32 | argument as u64)
     }
 
+    /// [`Outcome::Drop`].
+    #[must_use]
     #[inline(always)]
-    const fn drop(reason: DropReason) -> Self {
+    pub const fn drop(reason: DropReason) -> Self {
         Self::new(DROP, reason as u32)
     }
 

@@ -351,5 +351,5 @@ fn the_guard_of_the_bridge<F: Addresses>() {
     let unknown = F::inside(WEB, 99);
     assert_eq!(at(hook::BRIDGE_OUT, unknown, UP0), refused);
     assert_eq!(at(hook::BRIDGE_OUT, unknown, 0), Outcome::Pass, "the host");
-    assert_eq!(at(hook::BRIDGE_OUT, F::of(C0), UP0), Outcome::Pass);
+    assert_eq!(at(hook::BRIDGE_OUT, F::of(C0), UP0), Outcome::Endpoint(C0));
 }

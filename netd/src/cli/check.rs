@@ -130,7 +130,8 @@ fn on_host(global: &Global, config: &Config) -> anyhow::Result<Report> {
         json["flows_v6"] = json!(load.sizes.flows_v6);
         json["map_bytes"] = json!(load.sizes.preallocated());
         let mut facts = HostReader::open()?.read(|link| is_managed(config, link))?;
-        facts.engine_ports = engine_ports(&mut EngineSockets::default(), config);
+        facts.engine_ports =
+            engine_ports(&mut EngineSockets::default(), config).unwrap_or_default();
         let (steps, mut warnings) = steps(config, &pin_dir, &features, &facts, false)?;
         warnings.extend(listeners(config, &facts.engine_ports)?);
         for warning in &warnings {

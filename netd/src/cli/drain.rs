@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::config::Limits;
 use crate::daemon::Lock;
 use crate::daemon::control::{self, AskError, Command};
-use crate::dataplane::{AttachMode, Pinned, sizes};
+use crate::dataplane::{AttachMode, Pinned, migrate, sizes};
 use crate::run_state::{RunFiles, running_pid};
 
 /// Flows are counted so often.
@@ -69,6 +69,13 @@ pub(super) fn drain(pin_dir: &Path, files: &RunFiles, limit: Duration) -> anyhow
     let sizes = sizes(0, 1, &Limits::default());
     let Some(mut pinned) = Pinned::open(pin_dir, &sizes, AttachMode::Tcx, Default::default())?
     else {
+        if let Some(other) = migrate::survey(pin_dir)? {
+            bail!(
+                "{} is of another version of netd, which alone can drain it: `netd run --takeover` \
+                 carries its flows over, and then this works; or use the older netd",
+                other.path().display()
+            );
+        }
         return Ok(Drained::Empty);
     };
     let began = Instant::now();

@@ -37,7 +37,7 @@ pub fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         .unwrap_or_else(|| config.host.pin_dir.clone());
     let features = host::kernel_features()?;
     let mut facts = HostReader::open()?.read(|link| is_managed(&config, link))?;
-    facts.engine_ports = engine_ports(&mut EngineSockets::default(), &config);
+    facts.engine_ports = engine_ports(&mut EngineSockets::default(), &config)?;
     let (steps, warnings) = steps(&config, &pin_dir, &features, &facts, true)?;
     if args.json {
         print_json(&json!({

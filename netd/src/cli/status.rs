@@ -217,6 +217,13 @@ fn problems(daemon: &Daemon, data_plane: &DataPlane) -> Vec<String> {
     if !daemon.running {
         problems.push(stopped(daemon, data_plane));
     }
+    if data_plane.draining {
+        problems.push(
+            "netd is drained: new connections are left to the kernel's own rules. `netd unload` \
+             ends that for good, `netd run --takeover` (or `netd run`) takes them again"
+                .to_owned(),
+        );
+    }
     if let Some(alarm) = &daemon.alarm {
         problems.push(format!("{} (since {})", alarm.message, alarm.since));
     }

@@ -30,6 +30,8 @@ pub(super) struct Engine {
     pub(super) state_path: PathBuf,
     reader: HostReader,
     engine_sockets: EngineSockets,
+    /// What they were when they could be listed last.
+    engine_ports: BTreeSet<(ListenerProtocol, u16)>,
     /// The host's sockets have been held against what is in force.
     sockets_checked: bool,
     /// What the maps hold, while only this daemon has written to them.
@@ -45,6 +47,8 @@ pub(super) struct Engine {
 pub(super) struct Synced {
     /// The steps, all of them done.
     pub(super) steps: Vec<Step>,
+    /// Nothing is left to be looked at again soon.
+    pub(super) settled: bool,
     /// Managed bridges, for the watch.
     pub(super) bridges: BTreeSet<u32>,
 }
@@ -77,6 +81,7 @@ impl Engine {
             state_path,
             reader: HostReader::open()?,
             engine_sockets: EngineSockets::default(),
+            engine_ports: BTreeSet::new(),
             sockets_checked: false,
             tables: None,
             // What an earlier daemon did not live to do.
@@ -97,7 +102,12 @@ impl Engine {
     ) -> Result<Synced, SyncError> {
         let config = &self.config;
         let mut facts = self.reader.read(|link| desired::is_managed(config, link))?;
-        facts.engine_ports = engine_ports(&mut self.engine_sockets, config);
+        match engine_ports(&mut self.engine_sockets, config) {
+            Ok(ports) => self.engine_ports = ports,
+            // What was known is nearer to the truth than nothing.
+            Err(error) => tracing::debug!("{error}"),
+        }
+        facts.engine_ports.clone_from(&self.engine_ports);
         let mut actual = read_actual(&self.kernel, self.tables.take(), &facts)?;
         let mut ids = self.state.networks.clone();
         recover_ids(&mut ids, config, &facts, &actual.tables);
@@ -149,6 +159,7 @@ impl Engine {
             Err(failure) => {
                 self.tables = None;
                 self.bump_owed = true;
+                self.end_host_sockets(&steps, &wanted.tables);
                 return Err(failure.into());
             }
         }
@@ -176,7 +187,12 @@ impl Engine {
         }
         actual.tables = wanted.tables;
         self.tables = Some(actual.tables);
-        Ok(Synced { steps, bridges })
+        let settled = self.sockets_checked;
+        Ok(Synced {
+            steps,
+            bridges,
+            settled,
+        })
     }
 
     /// Ends the host's sockets whose container or publish went: with these steps, or while there
@@ -277,22 +293,21 @@ fn is_reservation(step: &Step) -> bool {
     matches!(step, Step::Sysctl { name, .. } if name == desired::RESERVED_PORTS)
 }
 
-/// Published ports that only the Engine's own sockets hold. Where they cannot be listed, none: a
-/// listener then keeps its port, whoever it is.
+/// Published ports that only the Engine's own sockets hold.
+///
+/// # Errors
+/// When the sockets cannot be listed.
 pub fn engine_ports(
     sockets: &mut EngineSockets,
     config: &Config,
-) -> BTreeSet<(ListenerProtocol, u16)> {
+) -> Result<BTreeSet<(ListenerProtocol, u16)>, HostError> {
     let published = |protocol, port| {
         config.publishes.iter().any(|publish| {
             desired::listener_protocol(publish.protocol) == protocol
                 && (publish.host_ports.first()..=publish.host_ports.last()).contains(&port)
         })
     };
-    sockets.ports(published).unwrap_or_else(|error| {
-        tracing::debug!("{error}");
-        BTreeSet::new()
-    })
+    sockets.ports(published)
 }
 
 /// Notes the first value that each setting had. True if there was something to note.

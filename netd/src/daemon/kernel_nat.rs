@@ -2,6 +2,7 @@
 //! changes, stay its own to their end.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use netd_common::abi::{self, config_flag};
 
@@ -11,9 +12,9 @@ use crate::dataplane::{DataplaneError, TakenOver};
 use crate::host::{self, ConntrackFlow, HostError, read_conntrack};
 use crate::run_state::KernelNat;
 
-/// The kernel's own list is read again after so many rounds of collection: it knows best which
-/// flows are over, but a list of hundreds of thousands takes a while.
-const LIST_AFTER_ROUNDS: u32 = 6;
+/// The kernel's own list is read again so often: it knows best which flows are over, but a list of
+/// hundreds of thousands takes a while.
+const LIST_AFTER: Duration = Duration::from_secs(60);
 
 /// One in so many: a list that finds no more new flows has hardly missed any.
 const FEW: usize = 50;
@@ -25,8 +26,8 @@ const PREPARATIONS: u32 = 3;
 pub(super) struct Takeover {
     /// When it began (CLOCK_MONOTONIC seconds), while it is under way.
     since: Option<u32>,
-    /// Rounds of collection since the kernel's list was read.
-    rounds: u32,
+    /// When the kernel's list was last read to see what is over.
+    listed: Option<Instant>,
 }
 
 impl Takeover {
@@ -61,7 +62,7 @@ impl Engine {
     pub(super) fn take_over(&mut self) -> TakenOver {
         let now = (host::monotonic_nanoseconds() / 1_000_000_000) as u32;
         let since = *self.kernel_nat.since.get_or_insert(now);
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let flows = match managed_flows(&self.config) {
             Ok(flows) => flows,
             Err(error) => {
@@ -101,7 +102,7 @@ impl Engine {
         Ok(())
     }
 
-    fn tell(&mut self, taken: TakenOver, began: std::time::Instant) {
+    fn tell(&mut self, taken: TakenOver, began: Instant) {
         if taken.added > 0 {
             tracing::info!(
                 "{} flows of the kernel's NAT stay with it, {} of them new here ({:.0} ms)",
@@ -125,8 +126,12 @@ impl Engine {
 
     /// Forgets flows of the kernel's that are over.
     pub(super) fn collect_kernel_flows(&mut self) {
-        self.kernel_nat.rounds += 1;
-        let list = self.kernel_nat.rounds.is_multiple_of(LIST_AFTER_ROUNDS);
+        let now = Instant::now();
+        let listed = *self.kernel_nat.listed.get_or_insert(now);
+        let list = now.duration_since(listed) >= LIST_AFTER;
+        if list {
+            self.kernel_nat.listed = Some(now);
+        }
         let collected = match self.kernel.collect_kernel_flows(None) {
             Ok(left) if left.entries > 0 && list => match managed_flows(&self.config) {
                 Ok(known) => self.kernel.collect_kernel_flows(Some(&known)),
@@ -145,9 +150,14 @@ impl Engine {
     }
 }
 
-/// The kernel's flows that have an address of a managed network.
+/// The kernel's flows that have an address of a managed network, and that it translates. What it
+/// only forwards netd can carry on with by itself, and judges as it judges every other packet: an
+/// open host's connections between networks must not outlive its openness.
 fn managed_flows(config: &Config) -> Result<Vec<ConntrackFlow>, HostError> {
     let subnets = config.networks.iter().flat_map(|n| &n.subnets);
     let subnets: Vec<_> = subnets.collect();
-    read_conntrack(|address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(address)))
+    let is_managed = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(address));
+    let mut flows = read_conntrack(is_managed)?;
+    flows.retain(ConntrackFlow::is_translated);
+    Ok(flows)
 }

@@ -31,7 +31,7 @@ use crate::dataplane::migrate::{self, Previous, Refusal};
 use crate::dataplane::{AttachMode, Kernel, LoadOptions, sizes};
 use crate::host::{self, HostWatch, KernelFeatures, Wake};
 use crate::logging::{self, Logging, RepeatedError};
-use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress};
+use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress, running_pid};
 use control::{Answer, AskError, Command};
 use engine::{Engine, summary};
 use file_watch::FileWatch;
@@ -49,6 +49,9 @@ const COALESCE_NEIGHBOURS: Duration = Duration::from_secs(1);
 const BUMP_INTERVAL: Duration = Duration::from_millis(100);
 /// Without any event, for what sends none (port ranges).
 const RESYNC: Duration = Duration::from_secs(60);
+/// After a change: the Engine binds its sockets to published ports, and sockets of the host end, a
+/// moment later, and neither tells.
+const AFTER_A_CHANGE: Duration = Duration::from_secs(2);
 /// How often idle flows are looked for.
 const COLLECT: Duration = Duration::from_secs(10);
 /// How long a running daemon may take to say that it leaves: it finishes what it is at.
@@ -125,10 +128,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| start.loaded.config.host.pin_dir.clone());
     let files = RunFiles::of(&pin_dir);
-    // Before a running daemon is asked to leave.
+    // What can go wrong goes wrong before a running daemon is asked to leave.
     let previous = migrate::survey(&pin_dir).map_err(StartError::from)?;
-    let lock = take_lock(&files, options.takeover)?;
-
     let features = host::kernel_features()?;
     let blockers: Vec<String> = features
         .blockers()
@@ -137,6 +138,18 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if !blockers.is_empty() {
         return Err(StartError::Missing(blockers.join("\n")).into());
     }
+    if options.takeover && running_pid(&files).is_some() {
+        let config = &start.loaded.config;
+        let load = load_options(
+            config,
+            &pin_dir,
+            &features,
+            options.no_tcx,
+            options.sabotage,
+        )?;
+        Kernel::check(&load)?;
+    }
+    let lock = take_lock(&files, options.takeover)?;
     if pin_dir.starts_with(host::BPFFS_PATH) {
         host::ensure_bpffs(Path::new(host::BPFFS_PATH))?;
     }
@@ -270,6 +283,7 @@ async fn serve(
         engine,
         text: loaded.text,
         refusal: None,
+        previous: None,
         sync_at: None,
         synced: None,
         watch_at: None,
@@ -302,10 +316,8 @@ async fn serve(
     if let Some(previous) = &previous {
         daemon.engine.adopt(previous)?;
     }
+    daemon.previous = previous;
     daemon.sync(&mut watch);
-    if let Some(previous) = &previous {
-        daemon.engine.complete(previous);
-    }
     if attached_before.is_some_and(|before| before != load.attach) {
         daemon.engine.detach_other(load.attach, &daemon.pin_dir);
     }
@@ -481,6 +493,8 @@ struct Daemon<'a> {
     text: String,
     /// Why the file that is there now is not in force.
     refusal: Option<String>,
+    /// What an earlier ABI left, until the first synchronisation has put everything in its place.
+    previous: Option<Previous>,
     sync_at: Option<Instant>,
     synced: Option<Instant>,
     /// The host's changes are not asked for before.
@@ -555,8 +569,16 @@ impl Daemon<'_> {
                         tracing::trace!("{step}");
                     }
                 }
+                if let Some(previous) = self.previous.take() {
+                    self.engine.complete(&previous);
+                }
                 self.retry = RETRY;
-                self.sync_at = Some(Instant::now() + RESYNC);
+                let pause = if synced.steps.is_empty() && synced.settled {
+                    RESYNC
+                } else {
+                    AFTER_A_CHANGE
+                };
+                self.sync_at = Some(Instant::now() + pause);
                 None
             }
             Err(error) => {

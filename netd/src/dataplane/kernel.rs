@@ -290,6 +290,19 @@ fn interface_name(ifindex: u32) -> io::Result<String> {
 }
 
 impl Kernel {
+    /// Would [`Kernel::load`] work? The shapes of what is pinned are compared, and the kernel verifies
+    /// every program; nothing is kept.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`].
+    pub fn check(options: &LoadOptions) -> Result<(), DataplaneError> {
+        let maps = root(&options.pin_dir).join("maps");
+        for shape in shapes(&options.sizes) {
+            check(&maps, &shape)?;
+        }
+        load_unattached(options)
+    }
+
     /// Loads the programs, makes the maps that are not pinned yet and opens those that are.
     /// Attaches nothing.
     ///

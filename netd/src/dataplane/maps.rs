@@ -280,7 +280,14 @@ impl Maps {
         held: &BTreeMap<u32, Holding>,
     ) -> Result<(), DataplaneError> {
         let counted = self.holdings.rows();
-        for (owner, was) in counted.map_err(|error| unreadable(map::HOLDINGS, error))? {
+        let counted = counted.map_err(|error| unreadable(map::HOLDINGS, error))?;
+        for (owner, now) in held
+            .iter()
+            .filter(|(owner, _)| !counted.contains_key(owner))
+        {
+            self.hold(*owner, now)?;
+        }
+        for (owner, was) in counted {
             let now = held.get(&owner).copied().unwrap_or_default();
             if now != was {
                 self.hold(owner, &now)?;

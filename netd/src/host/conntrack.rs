@@ -25,6 +25,15 @@ pub struct ConntrackFlow {
     pub closing: Closing,
 }
 
+impl ConntrackFlow {
+    /// Does the kernel's NAT change its packets? Then the replies are not those of the original.
+    pub fn is_translated(&self) -> bool {
+        let (there, back) = (&self.original, &self.reply);
+        (there.src, there.dst, there.sport, there.dport)
+            != (back.dst, back.src, back.dport, back.sport)
+    }
+}
+
 /// The two ends that a packet names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowEnds {

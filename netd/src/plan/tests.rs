@@ -1,3 +1,5 @@
+use netd_common::abi::V4Addr;
+
 use super::*;
 use crate::apply::{apply, apply_all};
 use crate::dataplane::fake::Fake;
@@ -286,4 +288,32 @@ fn steps_read_well_as_json() {
     assert_eq!(first["action"], "add");
     assert_eq!(first["table"], "NETWORKS");
     assert!(first["subject"].as_str().unwrap().starts_with("network 1"));
+}
+
+#[test]
+fn a_range_that_is_divided_leads_somewhere_all_the_time() {
+    let whole = format!("{WEB}{PUBLISH}");
+    // 8000-8005 is 8000/14 and 8004/15; without 8002 it is other prefixes.
+    let divided = whole
+        .replace("\"8000-8005\"", "\"8000-8001\"")
+        .replace("\"80-85\"", "\"80-81\"");
+    let (whole, divided) = (wanted(&whole, &host()), wanted(&divided, &host()));
+    for (from, to) in [(&whole, &divided), (&divided, &whole)] {
+        let mut fake = Fake::default();
+        settle(from, &mut fake);
+        let steps = plan_for(to, &fake);
+        let port = |port: u16, tables: &Tables| {
+            tables.publish_v4.keys().any(|key| {
+                let bits = key.bits - port_prefix_base::<V4Addr>();
+                (u16::from_be_bytes(key.data.port) ^ port).leading_zeros() >= bits
+            })
+        };
+        for step in &steps {
+            apply(std::slice::from_ref(step), &mut fake).unwrap();
+            for still in [8000, 8001] {
+                assert!(port(still, &fake.actual.tables), "after {step}");
+            }
+        }
+        assert_eq!(plan_for(to, &fake), []);
+    }
 }

@@ -163,6 +163,17 @@ impl Programs {
         }
     }
 
+    /// An element of an array.
+    pub fn element<V: Copy>(&self, name: &str, index: u32) -> Result<V> {
+        let value = self.get(
+            name,
+            &index.to_ne_bytes(),
+            size_of::<V>().next_multiple_of(8),
+        )?;
+        let value = value.context("arrays have all their elements")?;
+        Ok(from_raw(&value[..size_of::<V>()]))
+    }
+
     /// Drops counted under this key, over all CPUs.
     pub fn drops(&self, key: &DropKey) -> Result<u64> {
         let size = size_of::<netd_common::abi::DropCount>();

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Barrier;
 
 use anyhow::{Context as _, Result, ensure};
-use netd_common::abi::{Flow, Holding, Tuple, flow_flag, flow_table, hook, map, network_flag};
+use netd_common::abi::{
+    Flow, Holding, Seat, Tuple, flow_flag, flow_table, hook, map, network_flag,
+};
 use netd_common::model::frame::Frame;
 use netd_common::model::{EndpointSpec, Model, NetworkSpec};
 use netd_common::pipeline::Meta;
@@ -213,6 +215,28 @@ fn judge<F: Storm>(programs: &Programs, tables: [usize; 2]) -> Result<usize> {
             ensure!(
                 embryo.generation == flow.generation,
                 "two flows own {key:?}: {flow:?} and {embryo:?}"
+            );
+        }
+    }
+    // A flow without a seat would never be found by those who look for room.
+    let rings = match F::VERSION {
+        4 => [map::EMBRYO_RING_V4, map::FLOW_RING_V4],
+        _ => [map::EMBRYO_RING_V6, map::FLOW_RING_V6],
+    };
+    for ((ring, seats), entries) in rings
+        .into_iter()
+        .zip([EMBRYO_SEATS, FLOW_SEATS])
+        .zip([&embryos, &flows])
+    {
+        let seated = (0..seats)
+            .map(|index| programs.element::<Seat<F::Addr>>(ring, index))
+            .collect::<Result<Vec<_>>>()?;
+        for (key, flow) in entries {
+            let is_its =
+                |seat: &Seat<F::Addr>| seat.tuple == *key && seat.generation == flow.generation;
+            ensure!(
+                flow.flags & flow_flag::REPLY != 0 || seated.iter().any(is_its),
+                "{key:?} has no seat in {ring}: {seated:?}"
             );
         }
     }
