@@ -5,12 +5,12 @@
 //! directories, or if such a link or program uses it.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+use crate::dataplane::sys::open_pinned;
 
 /// Ids of BPF objects, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,35 +188,7 @@ fn parent_of(pid: u32) -> Option<u32> {
 
 /// What /proc says about the object behind a pin, which names its kind and id.
 fn pinned_fdinfo(pin: &Path) -> io::Result<String> {
-    const BPF_OBJ_GET: libc::c_int = 7;
-    /// The part of `union bpf_attr` that BPF_OBJ_GET reads.
-    #[repr(C)]
-    struct ObjGet {
-        path: u64,
-        fd: u32,
-        flags: u32,
-    }
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let attributes = ObjGet {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
-    // SAFETY: the attributes and the path they point to outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET,
-            &raw const attributes,
-            size_of::<ObjGet>(),
-        )
-    };
-    let fd = i32::try_from(fd)
-        .ok()
-        .filter(|fd| *fd >= 0)
-        .ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the kernel just gave this descriptor to us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = open_pinned(pin)?;
     fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
 }
 

@@ -1,11 +1,11 @@
 //! The bpf(2) commands that aya does not offer, and bytes that become values: all `unsafe` of
-//! [`super`] is here.
+//! [`super`] is here. What only changes something is in [`crate::dataplane::sys`].
 
 use std::{
     ffi::CString,
     io, mem,
     os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -55,22 +55,7 @@ pub(super) fn lookup_batch(
 /// ifindex of the interface that a pinned tcx link is attached to: 0 once that is gone. An error
 /// of kind `InvalidData` where something else is pinned there.
 pub(super) fn tcx_link_target(pin: &Path) -> io::Result<u32> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let mut attr = zeroed();
-    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    // SAFETY: the path is terminated and outlives the call.
-    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)? };
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-
-    // SAFETY: integers, for which all zero is valid.
-    let mut info: bpf_link_info = unsafe { mem::zeroed() };
-    let mut attr = zeroed();
-    attr.info.bpf_fd = fd.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_link_info>() as u32;
-    attr.info.info = ptr::from_mut(&mut info) as u64;
-    // SAFETY: the kernel writes at most `info_len` bytes to `info`, which outlives the call.
-    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    let info = link_info(open_pinned(pin)?.as_fd())?;
     if info.type_ != bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -81,6 +66,33 @@ pub(super) fn tcx_link_target(pin: &Path) -> io::Result<u32> {
     Ok(unsafe { info.__bindgen_anon_1.tcx.ifindex })
 }
 
+/// Opens what is pinned at a path.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the path is terminated and outlives the call.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says of a link.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
+    // SAFETY: integers, for which all zero is valid.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = ptr::from_mut(&mut info) as u64;
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`, which outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(info)
+}
+
 /// The value that these bytes are; panics where their number is not its size.
 pub(crate) fn read<T: Wire>(bytes: &[u8]) -> T {
     assert_eq!(bytes.len(), size_of::<T>());
@@ -88,14 +100,16 @@ pub(crate) fn read<T: Wire>(bytes: &[u8]) -> T {
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
-fn zeroed() -> bpf_attr {
+pub(crate) fn zeroed() -> bpf_attr {
     // SAFETY: a union of integers, for which all zero is valid; the kernel wants unused fields so.
     unsafe { mem::zeroed() }
 }
 
+/// A command of bpf(2); what it returns.
+///
 /// # Safety
 /// What `attr` points to must be of the size that the command expects, and outlive the call.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(crate) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is whole and initialised; the rest is the caller's promise.
     let result = unsafe {
         libc::syscall(
