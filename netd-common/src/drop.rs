@@ -110,6 +110,16 @@ reasons! {
     FlowEnded = 38, "flow-ended";
     /// The container has its share (a quarter) of the flow table.
     FlowShareExhausted = 39, "flow-share-exhausted";
+    /// A fragment came before the first one of its packet, which alone tells the ports; or is the
+    /// rest of such a packet.
+    FragmentOrder = 43, "fragment-order";
+    /// A fragment overlaps or repeats another, or is the rest of a packet with such fragments.
+    FragmentOverlap = 44, "fragment-overlap";
+    /// A fragment came later than reassembly waits after the first one.
+    FragmentExpired = 45, "fragment-expired";
+    /// A fragment that is too small for its headers, of an odd length, or beyond the largest packet;
+    /// or one of a packet in too many pieces.
+    FragmentInvalid = 46, "fragment-invalid";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
 }

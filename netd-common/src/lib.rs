@@ -7,10 +7,12 @@
 //! | [`wire`] | protocol headers |
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |
+//! | [`crc32c`] | SCTP's checksum |
 //! | [`parse`] | from bytes to a [`parse::Parsed`] header summary |
 //! | [`tables`] | what the engine asks of the maps, the route table and the socket table |
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
+//! | [`fragment`] | which parts of a packet have come |
 //! | [`nat`] | rewriting a packet, choosing a source port |
 //! | [`mod@decide`] | what happens to a new flow |
 //! | [`pipeline`] | the hooks of packets |
@@ -22,10 +24,12 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod crc32c;
 pub mod conntrack;
 pub mod decide;
 pub mod drop;
 pub mod flow;
+pub mod fragment;
 pub mod host_access;
 pub mod kernel_flow;
 #[cfg(any(test, feature = "model"))]

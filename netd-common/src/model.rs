@@ -5,7 +5,9 @@
 //! and then given packets. It is the source of truth for a differential test too: every table can
 //! be read back and written into real maps.
 
+pub mod cut;
 mod flows;
+mod fragments;
 pub mod frame;
 mod host;
 mod prefix;
@@ -19,13 +21,14 @@ use std::{
 
 pub use self::{
     flows::{FlowTable, KernelFlowTable},
+    fragments::FragmentTable,
     host::{EndpointSpec, NetworkSpec, PublishSpec, port_prefixes},
     prefix::LongestPrefix,
 };
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
+        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, LocalAddress, Network, PORT_WORDS,
         PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
         local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
     },
@@ -94,6 +97,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub embryos: FlowTable<F::Addr>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
+    /// `FRAGMENTS_*`.
+    pub fragments: FragmentTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
     pub listeners: HashSet<(u8, F::Addr, u16)>,
     /// The route tables.
@@ -142,6 +147,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
             kernel_flows: KernelFlowTable::default(),
+            fragments: FragmentTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
             policy: Box::new(|_, _| Policy::Return),
@@ -239,6 +245,13 @@ impl Model {
         uplink.is_some_and(|uplink| uplink.flags & uplink_flag::L3 != 0)
     }
 
+    /// Tuple of the last packet of this family; of a later fragment, that of its first one.
+    #[must_use]
+    pub fn tuple<F: ModelFamily>(&self) -> Tuple<F::Addr> {
+        // SAFETY: as in `hop`.
+        unsafe { (*F::tables(self).scratch.get()).parsed.tuple }
+    }
+
     /// Next hop of the last packet of this family that left by an uplink.
     #[must_use]
     pub fn hop<F: ModelFamily>(&self) -> [u8; 16] {
@@ -251,6 +264,7 @@ impl<F: ModelFamily> FamilyTables<F> {
     fn bury(&self) {
         self.flows.bury();
         self.embryos.bury();
+        self.fragments.bury();
     }
 }
 
@@ -413,6 +427,19 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
         F::tables(self).kernel_flows.slot(key)
     }
+    fn fragments(&self, key: &FragmentKey<F::Addr>) -> Option<&mut Fragments<F::Addr>> {
+        // SAFETY: as for the scratch; what is removed stays until the next packet.
+        F::tables(self)
+            .fragments
+            .at(key)
+            .map(|row| unsafe { &mut *row })
+    }
+    fn put_fragments(&self, key: &FragmentKey<F::Addr>, fragments: &Fragments<F::Addr>) {
+        F::tables(self).fragments.put(key, fragments);
+    }
+    fn remove_fragments(&self, key: &FragmentKey<F::Addr>) {
+        F::tables(self).fragments.remove(key);
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -490,6 +517,12 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
         steps::kernel_forwards::<F, P, _>(packet, self, translated)
+    }
+    fn track<P: Packet>(&self, packet: &mut P, ifindex: u32) {
+        steps::track::<F, P, _>(packet, self, ifindex);
+    }
+    fn remember(&self, verdict: u64) {
+        steps::remember::<F, _>(self, verdict);
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

@@ -38,8 +38,16 @@ pub fn translate<F: Family>(
         ports = ports.replace2(old.dport, dport);
     }
     let rewrite = flags & (flow_flag::REWRITE_SRC | flow_flag::REWRITE_DST) != 0;
-    if rewrite && parsed.kind == Kind::Ports {
-        l4_checksum::<F>(packet, parsed, addresses, ports)?;
+    if rewrite && matches!(parsed.kind, Kind::Ports | Kind::FirstFragment) {
+        // Of a first fragment too: the checksum is of the whole packet, and only what is changed
+        // here changes it. (Fragments are no CHECKSUM_PARTIAL: who cuts a packet has to sum it
+        // first, as `ip_do_fragment` and `ip6_fragment` do.)
+        if old.proto == proto::SCTP {
+            let new = [sport[0], sport[1], dport[0], dport[1]];
+            sctp_checksum::<F>(packet, parsed, new)?;
+        } else {
+            l4_checksum::<F>(packet, parsed, addresses, ports)?;
+        }
         if old.proto == F::ICMP {
             // An echo has one identifier, and only the side that asks owns it.
             let id = if parsed.icmp_type == F::ECHO_REQUEST {
@@ -51,6 +59,10 @@ pub fn translate<F: Family>(
         } else {
             packet.write(parsed.l4, [sport[0], sport[1], dport[0], dport[1]])?;
         }
+    }
+    if rewrite && F::VERSION == 6 && parsed.kind == Kind::LaterFragment {
+        // No checksum in this packet makes up for the addresses.
+        packet.complete_sum(addresses);
     }
     if rewrite {
         packet.write(parsed.l3 + F::SRC_OFFSET, src)?;
@@ -69,6 +81,26 @@ pub fn translate<F: Family>(
     Ok(())
 }
 
+/// SCTP's CRC32c covers no addresses, and the whole packet: where it comes in fragments, the first
+/// does not say how long it is.
+#[inline(always)]
+fn sctp_checksum<F: Family>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<F::Addr>,
+    new: [u8; 4],
+) -> Result<(), DropReason> {
+    let old = &parsed.tuple;
+    let old = u32::from_le_bytes([old.sport[0], old.sport[1], old.dport[0], old.dport[1]]);
+    let change = old ^ u32::from_le_bytes(new);
+    if change == 0 {
+        return Ok(());
+    }
+    if parsed.kind == Kind::FirstFragment {
+        return Err(DropReason::Fragment);
+    }
+    packet.sctp_checksum(parsed.l3, parsed.l4, F::VERSION, change)
+}
+
 #[inline(always)]
 fn l4_checksum<F: Family>(
     packet: &mut impl Packet,
@@ -79,8 +111,6 @@ fn l4_checksum<F: Family>(
     let (offset, covers_addresses) = match parsed.tuple.proto {
         proto::TCP => (16, true),
         proto::UDP => (6, true),
-        // SCTP's CRC32c covers no addresses, and its ports are never changed.
-        proto::SCTP => return Ok(()),
         _ => (2, F::ICMP_PSEUDO_HEADER),
     };
     let how = |pseudo_header| L4Checksum {
@@ -111,14 +141,11 @@ pub const PRESSURE_ATTEMPTS: u32 = 6;
 #[must_use]
 #[inline(always)]
 pub fn source_port<A: Address>(config: &Config, tuple: &Tuple<A>, attempt: u32) -> Option<[u8; 2]> {
-    if attempt == 0 || tuple.proto == proto::SCTP {
+    if attempt == 0 {
         let own = u16::from_be_bytes(tuple.sport);
         let in_range = own >= config.nat_first && own <= config.nat_last;
-        // SCTP's CRC32c covers the port: it stays as it is, or the flow is refused.
-        if tuple.proto == proto::SCTP {
-            return (attempt == 0).then_some(tuple.sport);
-        }
-        if in_range {
+        // SCTP's stays as it is wherever that is free: a peer with several addresses may name it.
+        if in_range || tuple.proto == proto::SCTP {
             return Some(tuple.sport);
         }
     }
@@ -202,13 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn sctp_keeps_its_port_or_none() {
+    fn sctp_keeps_its_port_where_it_is_free() {
         let t = Tuple {
             proto: proto::SCTP,
             ..tuple(9)
         };
         assert_eq!(source_port(&config(20000, 20999), &t, 0), Some([0, 9]));
-        assert_eq!(source_port(&config(20000, 20999), &t, 1), None);
+        let next = source_port(&config(20000, 20999), &t, 1).map(u16::from_be_bytes);
+        assert!((20000..=20999).contains(&next.unwrap()));
     }
 
     #[test]

@@ -14,17 +14,21 @@ use crate::{
 pub enum Kind {
     /// TCP, UDP, SCTP or echo: the tuple is complete and can be translated.
     Ports,
+    /// The first fragment of a packet; see [`FRAGMENT`]. It is the last value that has ports.
+    FirstFragment,
     /// Any other protocol: addresses only.
     Portless,
-    /// A fragment. The first has ports, in the others they are zero: none is translated yet.
-    Fragment,
-    /// Only while parsing: a fragment that does not begin the packet.
+    /// A fragment that does not begin the packet: it has no ports of its own.
     LaterFragment,
     /// An ICMP error; what it is about is in its payload.
     IcmpError,
     /// Neighbour discovery, router discovery or multicast listener discovery.
     LinkControl,
 }
+
+/// [`Tuple::reserved`] of a fragment that was parsed and not looked at any further: no flow has such
+/// a key, so that the fast path, which asks for nothing but the key, finds none.
+pub const FRAGMENT: [u8; 3] = [1, 0, 0];
 
 /// Summary of a packet's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +84,11 @@ fn parse_once<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr
         parse_v6::<F>(packet, l3)?
     };
     match parsed.kind {
-        Kind::LaterFragment => parsed.kind = Kind::Fragment,
-        Kind::Fragment => {
-            parse_l4::<F>(packet, &mut parsed)?;
-            parsed.kind = Kind::Fragment;
+        Kind::LaterFragment => parsed.tuple.reserved = FRAGMENT,
+        Kind::FirstFragment => {
+            parse_first::<F>(packet, &mut parsed)?;
+            parsed.kind = Kind::FirstFragment;
+            parsed.tuple.reserved = FRAGMENT;
         }
         _ => parse_l4::<F>(packet, &mut parsed)?,
     }
@@ -111,7 +116,7 @@ fn parse_v4<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
     }
     let kind = match u16::from_be_bytes(ip.fragment) & 0x3fff {
         0 => Kind::Portless,
-        0x2000 => Kind::Fragment,
+        0x2000 => Kind::FirstFragment,
         _ => Kind::LaterFragment,
     };
     Ok(Parsed {
@@ -130,7 +135,7 @@ fn parse_v4<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
     })
 }
 
-mod extension {
+pub(crate) mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
@@ -171,7 +176,9 @@ fn parse_v6<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
                 // An atomic fragment (RFC 6946) is a whole packet.
                 match u16::from_be_bytes([header[2], header[3]]) & 0xfff9 {
                     0 => {}
-                    1 => kind = Kind::Fragment,
+                    // One packet is cut once: a fragment within a fragment is nobody's.
+                    _ if kind == Kind::FirstFragment => return Err(DropReason::ExtensionHeaders),
+                    1 => kind = Kind::FirstFragment,
                     _ => {
                         kind = Kind::LaterFragment;
                         break;
@@ -237,12 +244,27 @@ fn parse_l4<F: Family>(
                 set_ports(parsed, [0, 0], id);
             } else if is_icmp_error::<F>(header[0]) {
                 parsed.kind = Kind::IcmpError;
-            } else if F::VERSION == 6 && matches!(header[0], 130..=137 | 143 | 151..=153) {
+            } else if is_link_control::<F>(header[0]) {
                 parsed.kind = Kind::LinkControl;
             }
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// As [`parse_l4`], but of TCP no more than the ports: eight bytes are all that a first fragment must
+/// have, and what is wrong with one that has no more is not said here.
+#[inline(always)]
+fn parse_first<F: Family>(
+    packet: &impl Packet,
+    parsed: &mut Parsed<F::Addr>,
+) -> Result<(), DropReason> {
+    if parsed.tuple.proto != proto::TCP {
+        return parse_l4::<F>(packet, parsed);
+    }
+    let header: [u8; 8] = packet.read(parsed.l4)?;
+    set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
     Ok(())
 }
 
@@ -253,10 +275,16 @@ fn set_ports<A>(parsed: &mut Parsed<A>, sport: [u8; 2], dport: [u8; 2]) {
     parsed.kind = Kind::Ports;
 }
 
+/// Neighbour and router discovery, multicast listener discovery (RFC 4861, 3810, 4286).
+#[inline(always)]
+pub(crate) fn is_link_control<F: Family>(icmp_type: u8) -> bool {
+    F::VERSION == 6 && matches!(icmp_type, 130..=137 | 143 | 151..=153)
+}
+
 /// Destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792);
 /// types 0–127 of ICMPv6 (RFC 4443 §2.1).
 #[inline(always)]
-fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
+pub(crate) fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
     if F::VERSION == 4 {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     } else {

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use netd_common::{
-    flow,
+    crc32c, flow,
     packet::Packet,
     pipeline::steps,
     room,
@@ -26,7 +26,19 @@ macro_rules! subprograms {
      $publish:ident, $direct:ident, $egress:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
-     $route:ident, $host_listens:ident) => {
+     $route:ident, $host_listens:ident, $track:ident, $remember:ident) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $track(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
+            steps::track::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex);
+            0
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $remember(verdict: u64) -> u32 {
+            steps::remember::<$family, _>(&Maps(NO_CONTEXT), verdict);
+            0
+        }
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $from_endpoint(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
@@ -191,6 +203,14 @@ macro_rules! subprograms {
                 $promote()
             }
             #[inline(always)]
+            fn track<P: Packet>(&self, _: &mut P, ifindex: u32) {
+                $track(self.0, ifindex);
+            }
+            #[inline(always)]
+            fn remember(&self, verdict: u64) {
+                $remember(verdict);
+            }
+            #[inline(always)]
             fn end(&self, generation: u32) {
                 $end(generation);
             }
@@ -244,7 +264,9 @@ subprograms!(
     probe_seat_v4,
     vacate_seat_v4,
     route_v4,
-    host_listens_v4
+    host_listens_v4,
+    track_v4,
+    remember_v4
 );
 subprograms!(
     V6,
@@ -268,5 +290,24 @@ subprograms!(
     probe_seat_v6,
     vacate_seat_v6,
     route_v6,
-    host_listens_v6
+    host_listens_v6,
+    track_v6,
+    remember_v6
 );
+
+/// [`crc32c::update`]: too long for the programs that it is seldom called from. `offsets`: those of
+/// the IP header (high half) and of the SCTP header. 0, or the number of a drop reason.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn sctp_checksum(
+    ctx: *mut __sk_buff,
+    offsets: u32,
+    version: u32,
+    change: u32,
+) -> u32 {
+    let (l3, l4) = (offsets >> 16, offsets & 0xffff);
+    match crc32c::update(&mut Skb(ctx), l3, l4, version as u8, change) {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}

@@ -3,6 +3,7 @@
 
 mod bridge_guard;
 mod continuing;
+mod fragments;
 mod from_endpoint;
 mod from_uplink;
 mod host_socket;
@@ -270,6 +271,10 @@ where
     let size = packet.gso_size();
     if size == 0 {
         return false;
+    }
+    // SCTP's segments are packets by themselves (GSO_BY_FRAGS), which SCTP made for its path.
+    if parsed.tuple.proto == proto::SCTP && size == 0xffff {
+        return true;
     }
     let header = if parsed.tuple.proto == proto::TCP {
         match packet.read::<u8>(parsed.l4 + 12) {

@@ -7,16 +7,17 @@ use crate::{
     decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
+    fragment::role,
     kernel_flow,
     packet::Packet,
     parse::{Kind, Parsed, inner_tuple, parse},
     room,
     sabotage::{Check, enforced},
-    tables::{Scratch, Steps},
+    tables::{Scratch, Steps, Tables},
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver};
+use super::{Verdict, continuing, deliver, fragments};
 
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
@@ -57,6 +58,22 @@ impl Judgement {
 /// nested BPF functions adds up.
 #[inline(always)]
 pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    judgement: u64,
+) -> Verdict {
+    let verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
+    if let Some(scratch) = tables.scratch()
+        && scratch.fragment.role & role::NEWS != 0
+    {
+        tables.remember(verdict.0);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn carry_out<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
@@ -142,6 +159,18 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
     super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
 }
 
+/// A fragment, before it is judged: looks up its packet in `FRAGMENTS_*`.
+#[inline(always)]
+pub fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, ifindex: u32) {
+    fragments::track::<F, P, T>(packet, tables, ifindex);
+}
+
+/// A fragment of which something is to be remembered, after this [`Verdict`] about it.
+#[inline(always)]
+pub fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: u64) {
+    fragments::remember::<F, T>(tables, Verdict(verdict));
+}
+
 /// A packet of a known flow. `decision` is what was decided of it, or [`UNDECIDED`]. Returns a
 /// [`Verdict`], or asks for a decision, or asks to judge the packet as one without a flow.
 #[inline(always)]
@@ -220,6 +249,10 @@ pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, 
         return encode(DropReason::HelperFailed);
     };
     if fresh == FRESH {
+        if scratch.parsed.kind == Kind::LaterFragment {
+            // Only a first fragment begins a flow.
+            return encode(DropReason::FlowEnded);
+        }
         scratch.tuple = scratch.parsed.tuple;
     }
     let flags = opening_flags(&scratch.parsed, fresh);
@@ -288,6 +321,9 @@ fn conclude<A>(
     decided: Result<Action, DropReason>,
 ) -> u32 {
     match decided {
+        Ok(Action::Forward) if fresh == FRESH && scratch.fragment.objection != 0 => {
+            REASON + scratch.fragment.objection
+        }
         // What netd would refuse it refuses to its end.
         Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
         Ok(Action::Forward)

@@ -2,12 +2,14 @@
 
 mod containers;
 mod failures;
+mod fragments;
 mod host_access;
 mod kernel_flows;
 mod lifetime;
 mod properties;
 mod publishing;
 mod room;
+mod sctp;
 mod tunnels;
 
 use std::marker::PhantomData;
