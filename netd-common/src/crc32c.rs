@@ -71,8 +71,8 @@ pub fn shift(change: u32, length: u32) -> u32 {
     crc
 }
 
-/// Updates the checksum of the SCTP packet at `l4`, whose ports will be changed by `change` (old ^
-/// new, as a little-endian number). `l3`: offset of the IP header; `version`: 4 or 6.
+/// Updates the checksum of the SCTP packet at `l4`, whose ports were changed by `change` (old ^ new,
+/// as a little-endian number). `l3`: offset of the IP header; `version`: 4 or 6.
 ///
 /// The one's complement sum of a device (CHECKSUM_COMPLETE) does not follow: SCTP does not ask it
 /// (`sctp_rcv`), and what carries SCTP has used it up.

@@ -305,10 +305,7 @@ mod tests {
     #[test]
     fn duplicates_and_overlaps() {
         // The very same; inside of what came; over its edge; over the first fragment.
-        assert_eq!(
-            come(&[(10, 20, false), (10, 20, false)]),
-            [NEW, DUPLICATE]
-        );
+        assert_eq!(come(&[(10, 20, false), (10, 20, false)]), [NEW, DUPLICATE]);
         assert_eq!(come(&[(10, 20, false), (12, 14, false)]), [NEW, DUPLICATE]);
         assert_eq!(come(&[(10, 20, false), (15, 25, false)]), [NEW, OVERLAP]);
         assert_eq!(come(&[(1, 2, false)]), [DUPLICATE]);

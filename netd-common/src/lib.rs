@@ -24,8 +24,8 @@
 
 pub mod abi;
 pub mod checksum;
-pub mod crc32c;
 pub mod conntrack;
+pub mod crc32c;
 pub mod decide;
 pub mod drop;
 pub mod flow;

@@ -28,9 +28,10 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
-        local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
+        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, LocalAddress,
+        Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink,
+        flow_table, hook, local_kind, network_flag, port_prefix_base, port_word, table_event,
+        uplink_flag,
     },
     checksum::Diff,
     drop::DropReason,
@@ -520,6 +521,9 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn track<P: Packet>(&self, packet: &mut P, ifindex: u32) {
         steps::track::<F, P, _>(packet, self, ifindex);
+    }
+    fn sum_sctp<P: Packet>(&self, packet: &mut P, verdict: u64) -> u64 {
+        steps::sum_sctp::<F, P, _>(packet, self, verdict)
     }
     fn remember(&self, verdict: u64) {
         steps::remember::<F, _>(self, verdict);

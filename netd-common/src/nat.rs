@@ -42,12 +42,7 @@ pub fn translate<F: Family>(
         // Of a first fragment too: the checksum is of the whole packet, and only what is changed
         // here changes it. (Fragments are no CHECKSUM_PARTIAL: who cuts a packet has to sum it
         // first, as `ip_do_fragment` and `ip6_fragment` do.)
-        if old.proto == proto::SCTP {
-            let new = [sport[0], sport[1], dport[0], dport[1]];
-            sctp_checksum::<F>(packet, parsed, new)?;
-        } else {
-            l4_checksum::<F>(packet, parsed, addresses, ports)?;
-        }
+        l4_checksum::<F>(packet, parsed, addresses, ports)?;
         if old.proto == F::ICMP {
             // An echo has one identifier, and only the side that asks owns it.
             let id = if parsed.icmp_type == F::ECHO_REQUEST {
@@ -59,8 +54,7 @@ pub fn translate<F: Family>(
         } else {
             packet.write(parsed.l4, [sport[0], sport[1], dport[0], dport[1]])?;
         }
-    }
-    if rewrite && F::VERSION == 6 && parsed.kind == Kind::LaterFragment {
+    } else if F::VERSION == 6 && rewrite {
         // No checksum in this packet makes up for the addresses.
         packet.complete_sum(addresses);
     }
@@ -81,26 +75,6 @@ pub fn translate<F: Family>(
     Ok(())
 }
 
-/// SCTP's CRC32c covers no addresses, and the whole packet: where it comes in fragments, the first
-/// does not say how long it is.
-#[inline(always)]
-fn sctp_checksum<F: Family>(
-    packet: &mut impl Packet,
-    parsed: &Parsed<F::Addr>,
-    new: [u8; 4],
-) -> Result<(), DropReason> {
-    let old = &parsed.tuple;
-    let old = u32::from_le_bytes([old.sport[0], old.sport[1], old.dport[0], old.dport[1]]);
-    let change = old ^ u32::from_le_bytes(new);
-    if change == 0 {
-        return Ok(());
-    }
-    if parsed.kind == Kind::FirstFragment {
-        return Err(DropReason::Fragment);
-    }
-    packet.sctp_checksum(parsed.l3, parsed.l4, F::VERSION, change)
-}
-
 #[inline(always)]
 fn l4_checksum<F: Family>(
     packet: &mut impl Packet,
@@ -111,6 +85,8 @@ fn l4_checksum<F: Family>(
     let (offset, covers_addresses) = match parsed.tuple.proto {
         proto::TCP => (16, true),
         proto::UDP => (6, true),
+        // SCTP's CRC32c covers no addresses, and follows the ports afterwards: `crc32c`.
+        proto::SCTP => return Ok(()),
         _ => (2, F::ICMP_PSEUDO_HEADER),
     };
     let how = |pseudo_header| L4Checksum {

@@ -52,23 +52,6 @@ pub trait Packet {
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
 
-    /// [`crate::crc32c::update`].
-    ///
-    /// # Errors
-    /// As there.
-    fn sctp_checksum(
-        &mut self,
-        l3: u32,
-        l4: u32,
-        version: u8,
-        change: u32,
-    ) -> Result<(), DropReason>
-    where
-        Self: Sized,
-    {
-        crate::crc32c::update(self, l3, l4, version, change)
-    }
-
     /// Puts an Ethernet header in front of a packet that has none. Offsets count from it from now on.
     ///
     /// # Errors

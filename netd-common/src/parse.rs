@@ -14,7 +14,7 @@ use crate::{
 pub enum Kind {
     /// TCP, UDP, SCTP or echo: the tuple is complete and can be translated.
     Ports,
-    /// The first fragment of a packet; see [`FRAGMENT`]. It is the last value that has ports.
+    /// The first fragment of a packet; see [`SLOW`]. It is the last value that has ports.
     FirstFragment,
     /// Any other protocol: addresses only.
     Portless,
@@ -26,9 +26,10 @@ pub enum Kind {
     LinkControl,
 }
 
-/// [`Tuple::reserved`] of a fragment that was parsed and not looked at any further: no flow has such
-/// a key, so that the fast path, which asks for nothing but the key, finds none.
-pub const FRAGMENT: [u8; 3] = [1, 0, 0];
+/// [`Tuple::reserved`] of a packet that the fast path is not to take, a fragment or SCTP: no flow has
+/// such a key, so that the fast path, which asks for nothing but the key, finds none. The slow path
+/// begins by taking it away.
+pub const SLOW: [u8; 3] = [1, 0, 0];
 
 /// Summary of a packet's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +85,11 @@ fn parse_once<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr
         parse_v6::<F>(packet, l3)?
     };
     match parsed.kind {
-        Kind::LaterFragment => parsed.tuple.reserved = FRAGMENT,
+        Kind::LaterFragment => parsed.tuple.reserved = SLOW,
         Kind::FirstFragment => {
             parse_first::<F>(packet, &mut parsed)?;
             parsed.kind = Kind::FirstFragment;
-            parsed.tuple.reserved = FRAGMENT;
+            parsed.tuple.reserved = SLOW;
         }
         _ => parse_l4::<F>(packet, &mut parsed)?,
     }
@@ -230,9 +231,14 @@ fn parse_l4<F: Family>(
             parsed.tcp_flags = header[13];
             set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
         }
-        proto::UDP | proto::SCTP => {
+        proto::UDP => {
             let header: [u8; 8] = packet.read(parsed.l4)?;
             set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
+        }
+        proto::SCTP => {
+            let header: [u8; 8] = packet.read(parsed.l4)?;
+            set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
+            parsed.tuple.reserved = SLOW;
         }
         p if p == F::ICMP => {
             let header: [u8; 8] = packet.read(parsed.l4)?;

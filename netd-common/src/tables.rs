@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, KernelFlow, Network, Seat, SocketKey,
-        Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, KernelFlow,
+        Network, Seat, SocketKey, Tuple, Uplink,
     },
     drop::DropReason,
     parse::Parsed,
@@ -355,6 +355,8 @@ pub trait Steps<F: Family>: Tables<F> {
     fn kernel_forwards<P: crate::packet::Packet>(&self, packet: &mut P, translated: u32) -> u32;
     /// [`crate::pipeline::steps::track`].
     fn track<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32);
+    /// [`crate::pipeline::steps::sum_sctp`].
+    fn sum_sctp<P: crate::packet::Packet>(&self, packet: &mut P, verdict: u64) -> u64;
     /// [`crate::pipeline::steps::remember`].
     fn remember(&self, verdict: u64);
     /// [`crate::flow::end`].

@@ -21,7 +21,7 @@ use netd_common::{
     wire::{ETH_LEN, Eth, Wire},
 };
 
-use crate::{access, features, subprograms};
+use crate::{access, features};
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16, commit ead7f9b8de65).
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -118,20 +118,6 @@ impl Packet for Skb {
             unsafe { bpf_csum_update(self.0, diff) };
         }
         Ok(())
-    }
-
-    #[inline(always)]
-    fn sctp_checksum(
-        &mut self,
-        l3: u32,
-        l4: u32,
-        version: u8,
-        change: u32,
-    ) -> Result<(), DropReason> {
-        match subprograms::sctp_checksum(self.0, l3 << 16 | l4, u32::from(version), change) {
-            0 => Ok(()),
-            _ => Err(DropReason::HelperFailed),
-        }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use netd_common::{
-    crc32c, flow,
+    flow,
     packet::Packet,
     pipeline::steps,
     room,
@@ -26,12 +26,17 @@ macro_rules! subprograms {
      $publish:ident, $direct:ident, $egress:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
-     $route:ident, $host_listens:ident, $track:ident, $remember:ident) => {
+     $route:ident, $host_listens:ident, $track:ident, $remember:ident, $sum_sctp:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $track(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
             steps::track::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex);
             0
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $sum_sctp(ctx: *mut __sk_buff, verdict: u64) -> u64 {
+            steps::sum_sctp::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), verdict)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -207,6 +212,10 @@ macro_rules! subprograms {
                 $track(self.0, ifindex);
             }
             #[inline(always)]
+            fn sum_sctp<P: Packet>(&self, _: &mut P, verdict: u64) -> u64 {
+                $sum_sctp(self.0, verdict)
+            }
+            #[inline(always)]
             fn remember(&self, verdict: u64) {
                 $remember(verdict);
             }
@@ -266,7 +275,8 @@ subprograms!(
     route_v4,
     host_listens_v4,
     track_v4,
-    remember_v4
+    remember_v4,
+    sum_sctp_v4
 );
 subprograms!(
     V6,
@@ -292,22 +302,6 @@ subprograms!(
     route_v6,
     host_listens_v6,
     track_v6,
-    remember_v6
+    remember_v6,
+    sum_sctp_v6
 );
-
-/// [`crc32c::update`]: too long for the programs that it is seldom called from. `offsets`: those of
-/// the IP header (high half) and of the SCTP header. 0, or the number of a drop reason.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn sctp_checksum(
-    ctx: *mut __sk_buff,
-    offsets: u32,
-    version: u32,
-    change: u32,
-) -> u32 {
-    let (l3, l4) = (offsets >> 16, offsets & 0xffff);
-    match crc32c::update(&mut Skb(ctx), l3, l4, version as u8, change) {
-        Ok(()) => 0,
-        Err(reason) => reason as u32,
-    }
-}

@@ -30,7 +30,13 @@ pub fn cut<F: Family>(frame: &[u8], id: u32, kept: usize, lengths: &[usize]) -> 
 
 /// One fragment of a packet that begins with `head`, from the IP header on: `part` at `offset`.
 #[must_use]
-pub fn fragment<F: Family>(head: &[u8], id: u32, offset: usize, more: bool, part: &[u8]) -> Vec<u8> {
+pub fn fragment<F: Family>(
+    head: &[u8],
+    id: u32,
+    offset: usize,
+    more: bool,
+    part: &[u8],
+) -> Vec<u8> {
     let mut packet = head.to_vec();
     if F::VERSION == 4 {
         let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
@@ -76,7 +82,10 @@ pub fn join<F: Family>(fragments: &[Vec<u8>]) -> Vec<u8> {
         assert_eq!(part.offset, offset, "a gap or an overlap");
         assert_eq!(part.head, parts[0].head, "the fragments differ");
         offset += part.bytes.len();
-        assert_eq!(part.more, offset != parts.iter().map(|p| p.bytes.len()).sum());
+        assert_eq!(
+            part.more,
+            offset != parts.iter().map(|p| p.bytes.len()).sum()
+        );
         whole.extend(&part.bytes);
     }
     let ip = &mut whole[ETH..];
@@ -104,7 +113,11 @@ struct Part {
 fn part<F: Family>(frame: &[u8]) -> Part {
     let mut head = frame[..ETH + header_len::<F>(frame)].to_vec();
     if F::VERSION == 4 {
-        assert_eq!(checksum(&[&head[ETH..]]), [0, 0], "an IPv4 header's checksum");
+        assert_eq!(
+            checksum(&[&head[ETH..]]),
+            [0, 0],
+            "an IPv4 header's checksum"
+        );
         let field = u16::from_be_bytes([head[ETH + 6], head[ETH + 7]]);
         head[ETH + 2..ETH + 4].fill(0);
         head[ETH + 6..ETH + 8].fill(0);

@@ -273,7 +273,10 @@ fn verify_sctp(l4: &[u8]) -> Result<(), String> {
     if l4[8..12] == crc || l4[8..12] == [0; 4] {
         Ok(())
     } else {
-        Err(format!("the CRC32c is {:x?} instead of {crc:x?}", &l4[8..12]))
+        Err(format!(
+            "the CRC32c is {:x?} instead of {crc:x?}",
+            &l4[8..12]
+        ))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     fragment::{self, Fragment, SAME_PACKET, covered, lifetime, role},
     kernel_flow,
     packet::Packet,
-    parse::{FRAGMENT, Kind, is_icmp_error, is_link_control},
+    parse::{Kind, SLOW, is_icmp_error, is_link_control},
     room,
     tables::{Scratch, Slot, Steps, Tables},
     wire::{Family, proto},
@@ -43,7 +43,10 @@ pub(super) fn look_up<F: Family, P: Packet, T: Steps<F>>(
 ) {
     match scratch.parsed.kind {
         Kind::FirstFragment | Kind::LaterFragment => tables.track(packet, ifindex),
-        _ => scratch.fragment.clear(),
+        _ => {
+            scratch.fragment.clear();
+            scratch.parsed.tuple.reserved = [0; 3];
+        }
     }
 }
 
@@ -145,7 +148,7 @@ fn other<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, va
     let Scratch {
         parsed, fragment, ..
     } = scratch;
-    parsed.tuple.reserved = FRAGMENT;
+    parsed.tuple.reserved = SLOW;
     fragment.role = role::STRAY;
     let Some(row) = tables.fragments(&fragment.key) else {
         return;
@@ -197,11 +200,39 @@ fn other<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, va
 /// # Errors
 /// Why not.
 #[inline(always)]
-pub(super) fn objection<A>(fragment: &Fragment<A>) -> Result<(), DropReason> {
+fn objection<A>(fragment: &Fragment<A>) -> Result<(), DropReason> {
     match fragment.objection {
         0 => Ok(()),
         reason => Err(DropReason::from_number(reason as u16).unwrap_or(DropReason::Fragment)),
     }
+}
+
+/// May the packet in hand use this flow?
+///
+/// # Errors
+/// Why not.
+#[inline(always)]
+pub(super) fn may_use<A: Copy>(scratch: &Scratch<A>, slot: &Slot<A>) -> Result<(), DropReason> {
+    objection(&scratch.fragment)?;
+    let tuple = &scratch.parsed.tuple;
+    let keeps_ports = slot.sport() == tuple.sport && slot.dport() == tuple.dport;
+    if is_first_of_sctp(scratch) && !keeps_ports {
+        return Err(DropReason::Fragment);
+    }
+    Ok(())
+}
+
+/// SCTP's checksum can follow its ports only if the length of the whole is known, which the first
+/// fragment does not say. `scratch.decision` was just made for it.
+#[inline(always)]
+pub(super) fn needs_the_whole<A>(scratch: &Scratch<A>) -> bool {
+    let (decision, tuple) = (&scratch.decision, &scratch.parsed.tuple);
+    is_first_of_sctp(scratch) && (decision.snat != 0 || decision.dport != tuple.dport)
+}
+
+#[inline(always)]
+fn is_first_of_sctp<A>(scratch: &Scratch<A>) -> bool {
+    scratch.fragment.role == role::FIRST && scratch.parsed.tuple.proto == proto::SCTP
 }
 
 /// Is this the flow that the first fragment of the packet in hand used?
@@ -249,8 +280,8 @@ pub(super) fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: Verdict) {
     let Some(scratch) = tables.scratch() else {
         return;
     };
-    let out_of_order = verdict.action() == DROP
-        && verdict.argument() == DropReason::FragmentOrder as u32;
+    let out_of_order =
+        verdict.action() == DROP && verdict.argument() == DropReason::FragmentOrder as u32;
     let dropped = verdict.action() == DROP;
     let Scratch {
         parsed, fragment, ..

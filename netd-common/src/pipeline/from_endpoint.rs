@@ -173,7 +173,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
     if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && slot.in_ifindex() == ifindex
     {
-        fragments::objection(&scratch.fragment)?;
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     Ok(Judgement::Open)
@@ -195,7 +195,7 @@ fn to_neighbour<F: Family, T: Tables<F>>(
         && is_neighbour_reply(&slot, ifindex, eth)
         && fragments::is_its_flow(&scratch.fragment, &slot)
     {
-        fragments::objection(&scratch.fragment)?;
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     if scratch.parsed.kind == Kind::LinkControl {

@@ -138,7 +138,7 @@ fn judge<F: Family, P: Packet, T: Steps<F>>(
             check_source::<F, T>(tables, scratch, ifindex, network.map_or(0, |n| n.bridge))?;
             slot.set_in_ifindex(ifindex);
         }
-        fragments::objection(&scratch.fragment)?;
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     Ok(Judgement::Open)

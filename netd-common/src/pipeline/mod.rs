@@ -114,6 +114,13 @@ impl Verdict {
         self.0 >> 32 & 0x7f
     }
 
+    /// Does the packet go somewhere by netd's hand?
+    #[must_use]
+    #[inline(always)]
+    pub const fn redirects(self) -> bool {
+        self.action() > DROP
+    }
+
     /// Interface or drop reason.
     #[must_use]
     #[inline(always)]

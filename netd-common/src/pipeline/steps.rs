@@ -4,6 +4,7 @@
 use crate::{
     abi::{Config, config_flag},
     conntrack::tcp_flags_valid,
+    crc32c,
     decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
@@ -17,7 +18,7 @@ use crate::{
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver, fragments};
+use super::{PEER, Verdict, continuing, deliver, fragments};
 
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
@@ -63,10 +64,14 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
     judgement: u64,
 ) -> Verdict {
-    let verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
-    if let Some(scratch) = tables.scratch()
-        && scratch.fragment.role & role::NEWS != 0
-    {
+    let mut verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
+    let Some(scratch) = tables.scratch() else {
+        return verdict;
+    };
+    if scratch.parsed.tuple.proto == proto::SCTP && verdict.redirects() {
+        verdict = Verdict(tables.sum_sctp(packet, verdict.0));
+    }
+    if scratch.fragment.role & role::NEWS != 0 {
         tables.remember(verdict.0);
     }
     verdict
@@ -163,6 +168,51 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
 #[inline(always)]
 pub fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, ifindex: u32) {
     fragments::track::<F, P, T>(packet, tables, ifindex);
+}
+
+/// An SCTP packet that is on its way, after this [`Verdict`]: its checksum follows the change of its
+/// ports. Returns the verdict, or another.
+#[inline(always)]
+pub fn sum_sctp<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    verdict: u64,
+) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    let parsed = &scratch.parsed;
+    if parsed.kind == Kind::LaterFragment {
+        return verdict;
+    }
+    let (mut l3, mut l4) = (parsed.l3, parsed.l4);
+    if l3 == 0 && Verdict(verdict).action() == PEER {
+        // It has got an Ethernet header meanwhile.
+        l3 += ETH_LEN;
+        l4 += ETH_LEN;
+    }
+    let tuple = &parsed.tuple;
+    let old = [
+        tuple.sport[0],
+        tuple.sport[1],
+        tuple.dport[0],
+        tuple.dport[1],
+    ];
+    let summed = packet.read::<[u8; 4]>(l4).and_then(|new| {
+        match u32::from_le_bytes(old) ^ u32::from_le_bytes(new) {
+            0 => Ok(()),
+            change => crc32c::update(packet, l3, l4, F::VERSION, change),
+        }
+    });
+    match summed {
+        Ok(()) => verdict,
+        Err(_) => {
+            let verdict = Verdict(verdict);
+            let (family, network) = (verdict.family(), verdict.network());
+            let dropped = Verdict::drop(DropReason::HelperFailed);
+            dropped.of(family, network).slow().0
+        }
+    }
 }
 
 /// A fragment of which something is to be remembered, after this [`Verdict`] about it.
@@ -324,6 +374,9 @@ fn conclude<A>(
         Ok(Action::Forward) if fresh == FRESH && scratch.fragment.objection != 0 => {
             REASON + scratch.fragment.objection
         }
+        Ok(Action::Forward) if fresh == FRESH && fragments::needs_the_whole(scratch) => {
+            encode(DropReason::Fragment)
+        }
         // What netd would refuse it refuses to its end.
         Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
         Ok(Action::Forward)
@@ -440,6 +493,7 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
         return 0;
     };
     scratch.parsed = parsed;
+    scratch.parsed.tuple.reserved = [0; 3];
     match scratch.parsed.kind {
         Kind::IcmpError => {
             const QUOTED: u32 = 14 + 60 + 8 + 60 + 8;

@@ -109,7 +109,12 @@ fn a_datagram_out_and_its_answer<F: Addresses>() {
         assert_eq!(host.rows(), 0, "nothing is kept of what is complete");
     }
     assert_eq!(host.flows(), 2);
-    let counted: u64 = F::tables(&host.model).flows.rows().values().map(|f| f.packets).sum();
+    let counted: u64 = F::tables(&host.model)
+        .flows
+        .rows()
+        .values()
+        .map(|f| f.packets)
+        .sum();
     // The first datagram was an embryo's, whose counters go with it.
     assert_eq!(counted, 30);
 }
@@ -185,11 +190,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-fn in_pieces<F: Addresses>(
-    src: (F::Addr, u16),
-    dst: (F::Addr, u16),
-    count: usize,
-) -> Vec<Vec<u8>> {
+fn in_pieces<F: Addresses>(src: (F::Addr, u16), dst: (F::Addr, u16), count: usize) -> Vec<Vec<u8>> {
     let frame = Frame::udp(src, dst, &[9; 301]).bytes::<F>();
     cut::<F>(&frame, 77, 0, &[64, 40, 80, 48][..count - 1])
 }
@@ -199,7 +200,9 @@ fn every_order_from_a_container<F: Addresses>() {
         for order in orders(count) {
             let host = Host::<F>::new();
             let pieces = in_pieces::<F>((F::of(C0), 4000), (F::CLIENT, 53), count);
-            let results = order.iter().map(|i| host.fragment_leaves(C0, pieces[*i].clone()));
+            let results = order
+                .iter()
+                .map(|i| host.fragment_leaves(C0, pieces[*i].clone()));
             let results: Vec<_> = results.collect();
             if order[0] == 0 {
                 let there = whole(results, out::<F>(UP0));
@@ -222,7 +225,9 @@ fn every_order_from_the_world<F: Addresses>() {
         for order in orders(count) {
             let host = Host::<F>::new();
             let pieces = in_pieces::<F>((F::CLIENT, 4000), (F::HOST, 8081), count);
-            let results = order.iter().map(|i| host.fragment_arrives(pieces[*i].clone()));
+            let results = order
+                .iter()
+                .map(|i| host.fragment_arrives(pieces[*i].clone()));
             let results: Vec<_> = results.collect();
             let Some(strays) = order.iter().position(|i| *i == 0).filter(|at| *at != 0) else {
                 let there = whole(results, Outcome::Peer(C0));
@@ -287,13 +292,20 @@ fn duplicates_and_overlaps<F: Addresses>() {
         let host = Host::<F>::new();
         let pieces = to_world::<F>(1);
         for i in [0, 1, 3, 4] {
-            assert_eq!(host.fragment_leaves(C0, pieces[i].clone()).outcome, out::<F>(UP0));
+            assert_eq!(
+                host.fragment_leaves(C0, pieces[i].clone()).outcome,
+                out::<F>(UP0)
+            );
         }
         // UDP ports, should it be taken for a beginning.
         let mut part = vec![0; length];
         part[..4].copy_from_slice(&[0x0f, 0xa0, 0, 53]);
         let evil = another::<F>(&pieces[0], 1, offset, more, &part);
-        assert_eq!(host.fragment_leaves(C0, evil).outcome, overlap, "{offset} {length}");
+        assert_eq!(
+            host.fragment_leaves(C0, evil).outcome,
+            overlap,
+            "{offset} {length}"
+        );
     }
 }
 
@@ -301,7 +313,10 @@ fn the_rest_of_an_overlap_is_dropped_too<F: Addresses>() {
     let overlap = dropped(DropReason::FragmentOverlap);
     let host = Host::<F>::new();
     let pieces = to_publish::<F>(1);
-    assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        host.fragment_arrives(pieces[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
     let evil = another::<F>(&pieces[0], 1, 80, true, &[0; 160]);
     assert_eq!(host.fragment_arrives(evil).outcome, overlap);
     for piece in &pieces[1..] {
@@ -309,7 +324,9 @@ fn the_rest_of_an_overlap_is_dropped_too<F: Addresses>() {
     }
     assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, overlap);
     // Control: another packet of the same flow.
-    let others = to_publish::<F>(2).into_iter().map(|f| host.fragment_arrives(f));
+    let others = to_publish::<F>(2)
+        .into_iter()
+        .map(|f| host.fragment_arrives(f));
     whole(others.collect(), Outcome::Peer(C0));
 }
 
@@ -340,7 +357,10 @@ fn a_first_fragment_too_small<F: Addresses>() {
     // RFC 3128: the flags of the first once more.
     let host = Host::<F>::new();
     let pieces = tcp((F::CLIENT, 4000), (F::HOST, 8081), 24);
-    assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        host.fragment_arrives(pieces[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
     let flags = another::<F>(&pieces[0], 9, 8, true, &[0; 24]);
     let mut flags = flags;
     flags[if F::VERSION == 4 { 14 + 9 } else { 14 + 40 }] = proto::TCP;
@@ -364,9 +384,16 @@ fn lengths_that_cannot_be<F: Addresses>() {
     ] {
         let host = Host::<F>::new();
         let first = &to_world::<F>(1)[0];
-        assert_eq!(host.fragment_leaves(C0, first.clone()).outcome, out::<F>(UP0));
+        assert_eq!(
+            host.fragment_leaves(C0, first.clone()).outcome,
+            out::<F>(UP0)
+        );
         let next = another::<F>(first, 1, offset, more, &vec![0; length]);
-        assert_eq!(host.fragment_leaves(C0, next).outcome, expected, "{offset} {length}");
+        assert_eq!(
+            host.fragment_leaves(C0, next).outcome,
+            expected,
+            "{offset} {length}"
+        );
         if expected != invalid {
             continue;
         }
@@ -386,7 +413,10 @@ fn lengths_that_cannot_be<F: Addresses>() {
 fn too_many_gaps<F: Addresses>() {
     let host = Host::<F>::new();
     let first = &to_publish::<F>(1)[0];
-    assert_eq!(host.fragment_arrives(first.clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        host.fragment_arrives(first.clone()).outcome,
+        Outcome::Peer(C0)
+    );
     let outcomes: Vec<_> = (1..=8)
         .map(|i| another::<F>(first, 1, i * 320, true, &[0; 16]))
         .map(|f| host.fragment_arrives(f).outcome)
@@ -436,7 +466,10 @@ fn the_table_is_bounded<F: Addresses>() {
     let host = Host::<F>::new();
     F::tables(&host.model).fragments.set_capacity(64);
     let mine = to_world::<F>(0);
-    assert_eq!(host.fragment_leaves(C0, mine[0].clone()).outcome, out::<F>(UP0));
+    assert_eq!(
+        host.fragment_leaves(C0, mine[0].clone()).outcome,
+        out::<F>(UP0)
+    );
     for id in 1..1000 {
         // Another container begins packets that it never ends.
         let flood = datagram::<F>((F::of(C0B), 5000), (F::CLIENT, 53), id);
@@ -468,7 +501,10 @@ fn the_hosts_own_are_left_alone<F: Addresses>() {
     // What the host only forwards.
     let through = datagram::<F>((F::CLIENT, 4000), (F::GATEWAY, 53), 3);
     for i in [1, 0, 2] {
-        assert_eq!(host.fragment_arrives(through[i].clone()).outcome, Outcome::Pass);
+        assert_eq!(
+            host.fragment_arrives(through[i].clone()).outcome,
+            Outcome::Pass
+        );
     }
     // A container and the host itself.
     let to_host = datagram::<F>((F::of(C0), 4000), (F::HOST, 53), 4);
@@ -550,9 +586,16 @@ fn atomic_fragments_are_whole<F: Addresses>() {
 fn a_flow_that_ends_in_between<F: Addresses>() {
     let mut host = Host::<F>::new();
     let pieces = to_publish::<F>(1);
-    assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, Outcome::Peer(C0));
-    assert_eq!(host.fragment_arrives(pieces[1].clone()).outcome, Outcome::Peer(C0));
-    host.model.unpublish::<F>(&Host::<F>::spec(proto::UDP, 8081, C0, 80));
+    assert_eq!(
+        host.fragment_arrives(pieces[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
+    assert_eq!(
+        host.fragment_arrives(pieces[1].clone()).outcome,
+        Outcome::Peer(C0)
+    );
+    host.model
+        .unpublish::<F>(&Host::<F>::spec(proto::UDP, 8081, C0, 80));
     host.model.config.epoch += 1;
     // Neither to the container nor to the host.
     for piece in &pieces[2..] {
@@ -561,7 +604,10 @@ fn a_flow_that_ends_in_between<F: Addresses>() {
     }
     // The port leads to another container now: what began with the first does not end there.
     let mut host = Host::<F>::new();
-    assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        host.fragment_arrives(pieces[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
     host.publish(proto::UDP, 8081, C0B, 80);
     host.model.config.epoch += 1;
     let whole = Frame::udp((F::CLIENT, 4000), (F::HOST, 8081), b"x");
@@ -580,7 +626,10 @@ fn a_change_in_between<F: Addresses>() {
     whole(results, out::<F>(UP0));
     // A route that has gone meanwhile.
     let pieces = to_world::<F>(2);
-    assert_eq!(host.fragment_leaves(C0, pieces[0].clone()).outcome, out::<F>(UP0));
+    assert_eq!(
+        host.fragment_leaves(C0, pieces[0].clone()).outcome,
+        out::<F>(UP0)
+    );
     host.route(Err(DropReason::NoRoute));
     host.model.config.epoch += 1;
     let later = host.fragment_leaves(C0, pieces[1].clone());
@@ -710,12 +759,22 @@ fn a_spoofed_fragment_tells_nothing<F: Addresses>() {
 fn an_interface_of_its_own<F: Addresses>() {
     let host = Host::<F>::new();
     let pieces = to_publish::<F>(1);
-    assert_eq!(host.fragment_arrives(pieces[0].clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        host.fragment_arrives(pieces[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
     let mut elsewhere = pieces[1].clone();
     elsewhere[..12].copy_from_slice(&FROM_WORLD);
     let elsewhere = host.run(Host::<F>::meta(hook::FROM_UPLINK, UP1), elsewhere, 0);
-    assert_eq!(elsewhere.outcome, Outcome::Pass, "as one whose first has not come");
-    assert_eq!(host.fragment_arrives(pieces[1].clone()).outcome, Outcome::Peer(C0));
+    assert_eq!(
+        elsewhere.outcome,
+        Outcome::Pass,
+        "as one whose first has not come"
+    );
+    assert_eq!(
+        host.fragment_arrives(pieces[1].clone()).outcome,
+        Outcome::Peer(C0)
+    );
 }
 
 fn fragments_of_one_share_a_ttl_and_an_mtu<F: Addresses>() {

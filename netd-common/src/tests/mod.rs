@@ -119,7 +119,9 @@ pub struct Result<F> {
 impl<F: Addresses> Result<F> {
     pub fn parsed(&self) -> Parsed<F::Addr> {
         let mut bytes = self.bytes.clone();
-        parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN).expect("still a packet")
+        let mut parsed = parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN).expect("still a packet");
+        parsed.tuple.reserved = [0; 3];
+        parsed
     }
     pub fn src(&self) -> (F::Addr, u16) {
         let tuple = self.parsed().tuple;

@@ -2,9 +2,9 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
-    KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey, SocketPeer,
-    Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments,
+    Hand, Holding, KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat,
+    SocketKey, SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -109,6 +109,14 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
         (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
+        (
+            map::FRAGMENTS_V4,
+            Shape::of::<FragmentKey<A4>, Fragments<A4>>(LruHash),
+        ),
+        (
+            map::FRAGMENTS_V6,
+            Shape::of::<FragmentKey<A6>, Fragments<A6>>(LruHash),
+        ),
     ]
 };
 

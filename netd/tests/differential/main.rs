@@ -3,6 +3,7 @@
 //!
 //! `NETD_SEED` repeats a run, `NETD_PACKETS` changes its length.
 
+mod fragments;
 mod programs;
 mod random;
 mod scenario;
@@ -15,7 +16,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use netd::dataplane::Features;
-use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, flow_flag, flow_table, hook, map};
+use netd_common::abi::{
+    DropKey, Flow, FragmentKey, Fragments, Tuple, Verdicts, flow_flag, flow_table, hook, map,
+};
 use netd_common::decide::masquerades;
 use netd_common::drop::DropReason;
 use netd_common::model::{FlowTable, GsoPacket};
@@ -160,6 +163,9 @@ impl<'a> Differential<'a> {
             } else if number % 12 == 0 {
                 self.disturb::<V4>()?;
                 self.disturb::<V6>()?;
+            } else if number % 12 == 6 {
+                self.age_fragments::<V4>()?;
+                self.age_fragments::<V6>()?;
             }
             self.packet(number)
                 .with_context(|| format!("packet {number}"))?;
@@ -229,6 +235,8 @@ impl<'a> Differential<'a> {
     }
 
     fn forget<F: LabFamily>(&mut self) -> Result<()> {
+        self.programs
+            .forget_rows::<FragmentKey<F::Addr>, Fragments<F::Addr>>(F::FRAGMENTS)?;
         self.programs.forget::<F>(F::FLOWS)?;
         self.programs.forget::<F>(F::EMBRYOS)
     }
@@ -385,10 +393,12 @@ impl<'a> Differential<'a> {
             let parsed = parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN);
             parsed.ok().map(|parsed| parsed.tuple)
         };
-        let (Some(sent), Some(left)) = (tuple(sent), tuple(left)) else {
+        let (Some(_), Some(left)) = (tuple(sent), tuple(left)) else {
             return Ok(());
         };
         let model = &self.scenario.model;
+        // Of a later fragment, with the ports of its first one.
+        let sent = model.tuple::<F>();
         let tables = F::tables(model);
         let entry = tables
             .flows
@@ -455,7 +465,7 @@ impl<'a> Differential<'a> {
                 missing(table, &rows)
             );
         }
-        Ok(())
+        self.compare_fragments::<F>()
     }
 }
 
