@@ -181,8 +181,6 @@ pub mod covered {
     pub const NO_ROOM: u32 = 4;
 }
 
-const NONE: usize = FRAGMENT_RUNS;
-
 #[inline(always)]
 const fn run(start: u32, end: u32) -> u32 {
     start | end << 16
@@ -196,47 +194,42 @@ pub fn cover<A>(row: &mut Fragments<A>, start: u32, end: u32, last: bool) -> u32
     if whole != 0 && (end > whole || last && end != whole) {
         return covered::OVERLAP;
     }
-    // The runs that end where this one begins and begin where it ends, and one that is free.
-    let (mut left, mut right, mut free) = (NONE, NONE, NONE);
+    let mut i = 0;
+    while i < FRAGMENT_RUNS {
+        let (first, after) = (row.runs[i] & 0xffff, row.runs[i] >> 16);
+        if after != 0 {
+            if start >= first && end <= after {
+                return covered::DUPLICATE;
+            }
+            if start < after && end > first || last && after > end {
+                return covered::OVERLAP;
+            }
+        }
+        i += 1;
+    }
+    // Together with the runs that end where it begins, and begin where it ends.
     let (mut from, mut to) = (start, end);
     let mut i = 0;
     while i < FRAGMENT_RUNS {
         let (first, after) = (row.runs[i] & 0xffff, row.runs[i] >> 16);
-        if after == 0 {
-            free = i;
-        } else if start >= first && end <= after {
-            return covered::DUPLICATE;
-        } else if start < after && end > first || last && after > end {
-            return covered::OVERLAP;
-        } else if after == start {
-            left = i;
+        if after != 0 && after == start {
             from = first;
-        } else if first == end {
-            right = i;
+            row.runs[i] = 0;
+        } else if after != 0 && first == end {
             to = after;
-        }
-        i += 1;
-    }
-    let keep = if left != NONE {
-        left
-    } else if right != NONE {
-        right
-    } else {
-        free
-    };
-    if keep == NONE {
-        return covered::NO_ROOM;
-    }
-    // Once more by number: BPF cannot tell that a number that was found is one that there is.
-    let mut i = 0;
-    while i < FRAGMENT_RUNS {
-        if i == keep {
-            row.runs[i] = run(from, to);
-        } else if i == right {
             row.runs[i] = 0;
         }
         i += 1;
     }
+    // Whoever was taken away has left its place.
+    let mut i = 0;
+    while i < FRAGMENT_RUNS && row.runs[i] != 0 {
+        i += 1;
+    }
+    let Some(free) = row.runs.get_mut(i) else {
+        return covered::NO_ROOM;
+    };
+    *free = run(from, to);
     if last {
         row.end = end as u16;
     }

@@ -16,7 +16,7 @@
 //! two; a fragment that overtakes its first one on another CPU counts as having come before it.
 
 use crate::{
-    abi::{Config, fragments_flag},
+    abi::{Config, Tuple, fragments_flag},
     conntrack::idle,
     drop::DropReason,
     fragment::{self, Fragment, SAME_PACKET, covered, lifetime, role},
@@ -160,7 +160,7 @@ fn other<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, va
         }
         return;
     }
-    parsed.tuple = row.tuple;
+    copy(&mut parsed.tuple, &row.tuple);
     fragment.role = role::LEFT;
     if row.generation == 0 {
         return;
@@ -193,6 +193,17 @@ fn other<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, va
             fragment.objection = DropReason::FragmentInvalid as u32;
         }
     }
+}
+
+/// Field by field: BPF copies larger things byte by byte.
+#[inline(always)]
+fn copy<A: Copy>(to: &mut Tuple<A>, from: &Tuple<A>) {
+    to.src = from.src;
+    to.dst = from.dst;
+    to.sport = from.sport;
+    to.dport = from.dport;
+    to.proto = from.proto;
+    to.reserved = [0; 3];
 }
 
 /// May the packet in hand use a flow?
@@ -291,7 +302,7 @@ pub(super) fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: Verdict) {
             row.refused = DropReason::FragmentOrder as u16;
             row.flags &= !fragments_flag::HEADLESS;
             row.generation = u32::MAX;
-            row.tuple = parsed.tuple;
+            copy(&mut row.tuple, &parsed.tuple);
         }
         return;
     }
@@ -299,7 +310,7 @@ pub(super) fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: Verdict) {
         return;
     }
     fragment::begin(&mut fragment.row, fragment.end, tables.now());
-    fragment.row.tuple = parsed.tuple;
+    copy(&mut fragment.row.tuple, &parsed.tuple);
     if fragment.role == role::STRAY {
         fragment.row.flags = fragments_flag::HEADLESS;
     } else if verdict.action() != PASS {
