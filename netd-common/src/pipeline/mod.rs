@@ -6,6 +6,7 @@ mod continuing;
 mod from_endpoint;
 mod from_uplink;
 mod host_socket;
+mod icmp_error;
 pub mod steps;
 mod to_endpoint;
 
@@ -230,6 +231,19 @@ fn deliver<F: Family, P: Packet>(
     slot.set_packets(slot.packets() + 1);
     slot.set_bytes(slot.bytes() + u64::from(packet.len()));
     slot.set_last_seen(now);
+    lead(packet, slot, hop)
+}
+
+/// The verdict that sends a translated packet on its flow's way.
+///
+/// # Errors
+/// [`DropReason::HelperFailed`].
+#[inline(always)]
+fn lead<A: Copy, P: Packet>(
+    packet: &mut P,
+    slot: &Slot<A>,
+    hop: &mut [u8; 16],
+) -> Result<Verdict, DropReason> {
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
