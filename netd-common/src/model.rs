@@ -25,17 +25,17 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
-        local_kind, network_flag, port_prefix_base, port_word, table_event,
+        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress, Network,
+        PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table,
+        hook, local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
     },
     checksum::Diff,
     drop::DropReason,
-    packet::{L4Checksum, Packet, SlicePacket},
+    packet::{self, L4Checksum, Packet, SlicePacket},
     pipeline::{self, Meta, Verdict, steps},
     room,
     tables::{InsertError, KernelSlot, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
-    wire::{Family, V4, V6, Wire},
+    wire::{ETH_LEN, Eth, Family, V4, V6, Wire},
 };
 
 /// Answers a route lookup.
@@ -92,6 +92,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `IPSEC_*`.
+    pub ipsec: Vec<IpsecPolicy<F::Addr>>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
@@ -141,6 +143,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            ipsec: Vec::new(),
             kernel_flows: KernelFlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
@@ -222,11 +225,21 @@ impl Model {
         match meta.hook {
             hook::FROM_ENDPOINT => pipeline::from_endpoint(packet, self, meta),
             hook::TO_ENDPOINT => pipeline::to_endpoint(packet, self, meta),
+            hook::FROM_UPLINK if self.is_headerless(meta.ifindex) => {
+                pipeline::from_tunnel(packet, self, meta)
+            }
             hook::FROM_UPLINK => pipeline::from_uplink(packet, self, meta),
             hook::BRIDGE_IN => pipeline::bridge_guard_in(packet, self, meta),
             hook::BRIDGE_OUT => pipeline::bridge_guard_out(packet, self, meta),
             other => panic!("there is no hook {other}"),
         }
+    }
+
+    /// Do packets of this interface begin with the IP header?
+    #[must_use]
+    pub fn is_headerless(&self, ifindex: u32) -> bool {
+        let uplink = self.uplinks.get(&ifindex);
+        uplink.is_some_and(|uplink| uplink.flags & uplink_flag::L3 != 0)
     }
 
     /// Next hop of the last packet of this family that left by an uplink.
@@ -247,36 +260,41 @@ impl<F: ModelFamily> FamilyTables<F> {
 /// A packet in memory that may stand for several.
 pub struct GsoPacket<'a> {
     /// Its bytes.
-    pub whole: SlicePacket<'a>,
+    pub bytes: &'a mut Vec<u8>,
     /// Payload bytes per segment; 0: an ordinary packet.
     pub gso_size: u32,
 }
 
 impl<'a> GsoPacket<'a> {
     /// An ordinary packet.
-    pub fn new(bytes: &'a mut [u8]) -> Self {
-        Self {
-            whole: SlicePacket(bytes),
-            gso_size: 0,
-        }
+    pub fn new(bytes: &'a mut Vec<u8>) -> Self {
+        Self { bytes, gso_size: 0 }
+    }
+
+    fn whole(&mut self) -> SlicePacket<'_> {
+        SlicePacket(self.bytes)
     }
 }
 
 impl Packet for GsoPacket<'_> {
     fn len(&self) -> u32 {
-        self.whole.len()
+        self.bytes.len() as u32
     }
     fn gso_size(&self) -> u32 {
         self.gso_size
     }
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
-        self.whole.read(offset)
+        packet::read(self.bytes, offset)
     }
     fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
-        self.whole.write(offset, value)
+        self.whole().write(offset, value)
     }
     fn pull(&mut self, len: u32) -> bool {
-        self.whole.pull(len)
+        self.whole().pull(len)
+    }
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason> {
+        self.bytes.splice(..0, [0; ETH_LEN as usize]);
+        self.write(0, header)
     }
     fn l4_checksum(
         &mut self,
@@ -284,7 +302,7 @@ impl Packet for GsoPacket<'_> {
         change: Diff,
         how: L4Checksum,
     ) -> Result<(), DropReason> {
-        self.whole.l4_checksum(offset, change, how)
+        self.whole().l4_checksum(offset, change, how)
     }
 }
 
@@ -398,6 +416,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
         F::tables(self).kernel_flows.slot(key)
     }
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::tables(self).ipsec.get(index as usize)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -458,8 +479,26 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }
-    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
-        steps::decide::<F, _>(self, ifindex, network, fresh)
+    fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::classify::<F, _>(self, ifindex, network, fresh)
+    }
+    fn publish(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::publish::<F, _>(self, ifindex, network, fresh)
+    }
+    fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::direct::<F, _>(self, ifindex, network, fresh)
+    }
+    fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::egress::<F, _>(self, ifindex, network, fresh)
+    }
+    fn ipsec(&self) -> u32 {
+        steps::ipsec::<F, _>(self)
+    }
+    fn ipsec_covers(&self, side: u32) -> u32 {
+        steps::ipsec_covers::<F, _>(self, side)
+    }
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+        steps::ipsec_weight::<F, _>(self, index, side)
     }
     fn prepare(&self) -> u32 {
         steps::prepare::<F, _>(self)

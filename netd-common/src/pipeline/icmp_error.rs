@@ -161,7 +161,7 @@ pub(super) fn send<F: Family, P: Packet, T: Steps<F>>(
         return Err(DropReason::TooBig);
     }
     translate::<F>(packet, &scratch.parsed, &scratch.quoted, &slot)?;
-    lead(packet, &slot, &mut scratch.hop)
+    lead::<F, P>(packet, scratch.parsed.l3, &slot, &mut scratch.hop)
 }
 
 /// Errors that a host may believe: destination unreachable, time exceeded and parameter problem,

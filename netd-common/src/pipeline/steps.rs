@@ -2,22 +2,23 @@
 //! [`crate::tables::Steps`].
 
 use crate::{
-    abi::config_flag,
+    abi::{Config, config_flag},
     conntrack::tcp_flags_valid,
-    decide::{self, Action, Origin},
+    decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
-    kernel_flow,
+    ipsec, kernel_flow,
     packet::Packet,
-    parse::{Kind, parse},
+    parse::{Kind, Parsed, parse},
     quoted, room,
-    tables::Steps,
+    sabotage::{Check, enforced},
+    tables::{Scratch, Steps},
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    icmp_error as about,
+    icmp_error as about, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -86,7 +87,7 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
         if verdict & ACTION == DECIDE {
             let opened_on = verdict as u32;
             let network = (verdict >> 48) as u32;
-            let decision = tables.decide(opened_on, network, AGAIN);
+            let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
             verdict = tables.proceed(packet, ifindex, decision);
         }
         if verdict & ACTION == PROMOTE {
@@ -142,7 +143,7 @@ fn about_a_flow<F: Family, P: Packet, T: Steps<F>>(
     if verdict & ACTION == DECIDE {
         let opened_on = verdict as u32;
         let opener = (verdict >> 48) as u32;
-        let decision = tables.decide(opened_on, opener, AGAIN);
+        let decision = decide::<F, T>(tables, opened_on, opener, AGAIN);
         verdict = tables.icmp_error(packet, ifindex, u32::from(network), decision);
     }
     if verdict & ACTION == SEND_ERROR {
@@ -162,7 +163,7 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
     network: u16,
 ) -> Verdict {
-    match decode(tables.decide(ifindex, u32::from(network), FRESH)) {
+    match decode(decide::<F, T>(tables, ifindex, u32::from(network), FRESH)) {
         Ok(Action::Forward) => {}
         Ok(Action::Pass) => return Verdict::PASSED,
         Err(reason) => return Verdict::drop(reason),
@@ -182,9 +183,9 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
     }
 }
 
-/// Argument of [`decide()`]: the packet in hand has no flow yet.
+/// Argument of [`classify`]: the packet in hand has no flow yet.
 pub const FRESH: u32 = 1;
-/// Argument of [`decide()`]: about the flow whose opening tuple is `scratch.tuple`, again.
+/// Argument of [`classify`]: about the flow whose opening tuple is `scratch.tuple`, again.
 pub const AGAIN: u32 = 0;
 
 /// A parsed packet of a container that the fast path did not take.
@@ -203,7 +204,7 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(_: &mut P, tables: &T, ifi
     super::from_uplink::slow::<F, T>(tables, ifindex)
 }
 
-/// A packet of a known flow. `decision` is what [`decide()`] said of it, or [`UNDECIDED`]. Returns a
+/// A packet of a known flow. `decision` is what was decided of it, or [`UNDECIDED`]. Returns a
 /// [`Verdict`], or asks for a decision, or asks to judge the packet as one without a flow.
 #[inline(always)]
 pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
@@ -231,9 +232,10 @@ pub fn read_quoted<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T
     ))
 }
 
-/// An ICMP error, parsed, and what it quotes too: may it go the way of the flow that it is about? `network`: that of the
-/// container that sent it, 0 for an uplink. `decision`: as of [`proceed`]. Returns a [`Verdict`], asks
-/// to send it or to decide about the flow, or says that there is no such flow of netd's.
+/// An ICMP error, parsed, and what it quotes too: may it go the way of the flow that it is about?
+/// `network`: that of the container that sent it, 0 for an uplink. `decision`: as of [`proceed`].
+/// Returns a [`Verdict`], asks to send it or to decide about the flow, or says that there is no such
+/// flow of netd's.
 #[inline(always)]
 pub fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
@@ -287,6 +289,7 @@ pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u6
     match deliver::<F, P>(
         packet,
         tables.now(),
+        scratch.parsed.l3,
         &scratch.parsed,
         &slot,
         &mut scratch.hop,
@@ -296,28 +299,156 @@ pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u6
     }
 }
 
-/// [`decide::decide`] about `scratch.tuple`, or the packet in hand. Returns a code for [`decode`].
+/// Decides about `scratch.tuple`, or the packet in hand, in steps side by side. Returns a code for
+/// [`decode`].
 #[inline(always)]
-pub fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let mut way = tables.classify(ifindex, network, fresh);
+    if way == PUBLISHED_UNLESS_HEARD {
+        let heard = tables
+            .scratch()
+            .is_none_or(|scratch| tables.host_listens(&scratch.tuple));
+        if heard && enforced(Check::HostListener) {
+            return PASS;
+        }
+        way = PUBLISHED;
+    }
+    let decided = match way {
+        PUBLISHED => tables.publish(ifindex, network, fresh),
+        DIRECT => tables.direct(ifindex, network, fresh),
+        EGRESS => tables.egress(ifindex, network, fresh),
+        _ => way,
+    };
+    if decided == FORWARD_UNLESS_IPSEC {
+        return tables.ipsec();
+    }
+    decided
+}
+
+/// Is what was decided left to IPsec? Returns a code for [`decode`]; `Forward`: it is not.
+#[inline(always)]
+pub fn ipsec<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let Some(config) = tables.config() else {
+        return encode(DropReason::HelperFailed);
+    };
+    let mut side = 0;
+    while side < ipsec::SIDES {
+        if tables.ipsec_covers(side) != 0 {
+            return if yields(config) {
+                PASS
+            } else {
+                encode(DropReason::IpsecPolicy)
+            };
+        }
+        side += 1;
+    }
+    FORWARD
+}
+
+/// [`ipsec::covered`]; 1: yes.
+#[inline(always)]
+pub fn ipsec_covers<F: Family, T: Steps<F>>(tables: &T, side: u32) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return 1;
+    };
+    u32::from(ipsec::covered::<F, T>(tables, scratch, side))
+}
+
+/// [`ipsec::weight`].
+#[inline(always)]
+pub fn ipsec_weight<F: Family, T: Steps<F>>(tables: &T, index: u32, side: u32) -> u64 {
+    match tables.scratch() {
+        Some(scratch) => ipsec::weight::<F, T>(tables, scratch, index, side),
+        None => 0,
+    }
+}
+
+/// [`decide::classify`]. Returns [`PUBLISHED`], [`PUBLISHED_UNLESS_HEARD`], [`DIRECT`], [`EGRESS`], or
+/// a code for [`decode`].
+#[inline(always)]
+pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
-    let origin = Origin {
-        ifindex,
-        network: network as u16,
-        fresh: fresh as u8,
-    };
-    // A flow that is decided again began before: the kernel did not own it then, and does not now.
-    let mut flags = tcp_flag::SYN;
     if fresh == FRESH {
         scratch.tuple = scratch.parsed.tuple;
-        flags = scratch.parsed.tcp_flags;
     }
-    match decide::decide::<F, T>(tables, config, scratch, &origin, flags) {
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let origin = Origin::new(ifindex, network, fresh);
+    match decide::classify::<F, T>(tables, config, scratch, &origin, flags) {
+        Ok(Way::Pass) => PASS,
+        Ok(Way::Published) => PUBLISHED,
+        Ok(Way::PublishedUnlessHeard) => PUBLISHED_UNLESS_HEARD,
+        Ok(Way::Direct) => DIRECT,
+        Ok(Way::Egress) => EGRESS,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`decide::publish()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn publish<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let decided = decide::publish::<F, T>(tables, scratch, &origin);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// [`decide::direct()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn direct<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let decided = decide::direct::<F, T>(tables, config, scratch, &origin, flags);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// [`decide::egress()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn egress<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let decided = decide::egress::<F, T>(tables, config, scratch, &origin, flags);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// The TCP flags that a flow is judged by. One that is decided again began before: the kernel did
+/// not own it then, and does not now.
+#[inline(always)]
+fn opening_flags<A>(parsed: &Parsed<A>, fresh: u32) -> u8 {
+    if fresh == FRESH {
+        parsed.tcp_flags
+    } else {
+        tcp_flag::SYN
+    }
+}
+
+#[inline(always)]
+fn conclude<A>(
+    config: &Config,
+    scratch: &Scratch<A>,
+    fresh: u32,
+    decided: Result<Action, DropReason>,
+) -> u32 {
+    match decided {
         // What netd would refuse it refuses to its end.
         Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
-        Ok(Action::Forward) if scratch.tuple.proto == proto::TCP && !may_begin(flags) => {
+        Ok(Action::Forward)
+            if scratch.tuple.proto == proto::TCP
+                && !may_begin(opening_flags(&scratch.parsed, fresh)) =>
+        {
             encode(DropReason::InvalidTcpFlags)
+        }
+        Ok(Action::Forward) if config.flags & config_flag::IPSEC != 0 && enforced(Check::Ipsec) => {
+            FORWARD_UNLESS_IPSEC
         }
         Ok(Action::Forward) => FORWARD,
         Ok(Action::Pass) => PASS,
@@ -406,6 +537,12 @@ pub const ARRIVING: u32 = 0;
 /// Argument of [`kernel_forwards`]: the kernel has translated the packet.
 pub const TRANSLATED: u32 = 1;
 
+/// Argument of [`kernel_forwards`], beside the others: the packet is an ICMP error, and
+/// [`read_quoted`] has found what it is about.
+pub const QUOTED: u32 = 2;
+/// What [`kernel_forwards`] says of an ICMP error, until it is asked with [`QUOTED`].
+pub const ASK_OF_QUOTED: u32 = 2;
+
 /// Does this packet, which no program of netd's redirected, belong to a flow that the kernel's NAT
 /// owned before netd came? An ICMP error belongs to the flow that it is about. 1: yes.
 ///
@@ -415,7 +552,7 @@ pub const TRANSLATED: u32 = 1;
 pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
-    translated: u32,
+    how: u32,
 ) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return 0;
@@ -423,22 +560,21 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
     if !kernel_flow::any(config) {
         return 0;
     }
-    let Ok(parsed) = parse::<F>(packet, ETH_LEN) else {
-        return 0;
-    };
-    scratch.parsed = parsed;
-    match scratch.parsed.kind {
-        Kind::IcmpError => {
-            if tables.read_quoted(packet) == 0 {
-                return 0;
-            }
-            // As the kernel's flow knows what goes the error's way.
-            scratch.tuple = scratch.quoted.tuple.reversed();
+    if how & QUOTED != 0 {
+        // As the kernel's flow knows what goes the error's way.
+        scratch.tuple = scratch.quoted.tuple.reversed();
+    } else {
+        let Ok(parsed) = parse::<F>(packet, ETH_LEN) else {
+            return 0;
+        };
+        scratch.parsed = parsed;
+        match scratch.parsed.kind {
+            Kind::IcmpError => return ASK_OF_QUOTED,
+            Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,
+            _ => return 0,
         }
-        Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,
-        _ => return 0,
     }
-    if translated == TRANSLATED {
+    if how & TRANSLATED != 0 {
         scratch.tuple = scratch.tuple.reversed();
     }
     u32::from(kernel_flow::owns_forwarded::<F, T>(
@@ -450,6 +586,11 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
 
 const PASS: u32 = 0;
 const FORWARD: u32 = 1;
+const PUBLISHED: u32 = 2;
+const PUBLISHED_UNLESS_HEARD: u32 = 3;
+const DIRECT: u32 = 4;
+const EGRESS: u32 = 5;
+const FORWARD_UNLESS_IPSEC: u32 = 6;
 const REASON: u32 = 0x100;
 
 #[inline(always)]
@@ -457,7 +598,7 @@ const fn encode(reason: DropReason) -> u32 {
     REASON + reason as u32
 }
 
-/// What [`decide()`] and the others say.
+/// What the steps say.
 ///
 /// # Errors
 /// The reason to drop the packet.
