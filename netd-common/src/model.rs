@@ -461,6 +461,21 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::from_uplink::<F, P, _>(packet, self, ifindex)
     }
+    fn read_quoted<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::read_quoted::<F, P, _>(packet, self)
+    }
+    fn icmp_error<P: Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64 {
+        steps::icmp_error::<F, P, _>(packet, self, ifindex, network, decision)
+    }
+    fn send_error<P: Packet>(&self, packet: &mut P) -> u64 {
+        steps::send_error::<F, P, _>(packet, self)
+    }
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }

@@ -9,6 +9,7 @@ use crate::{
     },
     drop::DropReason,
     parse::Parsed,
+    quoted::Quoted,
     wire::Family,
 };
 
@@ -190,6 +191,8 @@ pub enum Policy {
 pub struct Scratch<A> {
     /// The packet's headers.
     pub parsed: Parsed<A>,
+    /// What an ICMP error is about.
+    pub quoted: Quoted<A>,
     /// The tuple as the side that opened the flow sends it.
     pub tuple: Tuple<A>,
     /// Key of the other direction's entry.
@@ -321,6 +324,18 @@ pub trait Steps<F: Family>: Tables<F> {
     fn from_endpoint<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::from_uplink`].
     fn from_uplink<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
+    /// [`crate::pipeline::steps::read_quoted`].
+    fn read_quoted<P: crate::packet::Packet>(&self, packet: &mut P) -> u32;
+    /// [`crate::pipeline::steps::icmp_error`].
+    fn icmp_error<P: crate::packet::Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64;
+    /// [`crate::pipeline::steps::send_error`].
+    fn send_error<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;

@@ -22,7 +22,10 @@ use crate::{
 const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
-    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $classify:ident,
+    ($family:ty, $from_endpoint:ident, $from_uplink:ident,
+     $read_quoted:ident, $icmp_error:ident, $send_error:ident,
+
+     $proceed:ident, $classify:ident,
      $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
@@ -36,6 +39,32 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $from_uplink(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
             steps::from_uplink::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $icmp_error(
+            ctx: *mut __sk_buff,
+            ifindex: u32,
+            network: u32,
+            decision: u32,
+        ) -> u64 {
+            steps::icmp_error::<$family, _, _>(
+                &mut Skb(ctx),
+                &Maps(ctx),
+                ifindex,
+                network,
+                decision,
+            )
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $read_quoted(ctx: *mut __sk_buff) -> u32 {
+            steps::read_quoted::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $send_error(ctx: *mut __sk_buff) -> u64 {
+            steps::send_error::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -166,6 +195,24 @@ macro_rules! subprograms {
                 $from_uplink(self.0, ifindex)
             }
             #[inline(always)]
+            fn icmp_error<P: Packet>(
+                &self,
+                _: &mut P,
+                ifindex: u32,
+                network: u32,
+                decision: u32,
+            ) -> u64 {
+                $icmp_error(self.0, ifindex, network, decision)
+            }
+            #[inline(always)]
+            fn read_quoted<P: Packet>(&self, _: &mut P) -> u32 {
+                $read_quoted(self.0)
+            }
+            #[inline(always)]
+            fn send_error<P: Packet>(&self, _: &mut P) -> u64 {
+                $send_error(self.0)
+            }
+            #[inline(always)]
             fn proceed<P: Packet>(&self, _: &mut P, ifindex: u32, decision: u32) -> u64 {
                 $proceed(self.0, ifindex, decision)
             }
@@ -253,6 +300,9 @@ subprograms!(
     V4,
     from_endpoint_v4,
     from_uplink_v4,
+    read_quoted_v4,
+    icmp_error_v4,
+    send_error_v4,
     proceed_v4,
     classify_v4,
     publish_v4,
@@ -280,6 +330,9 @@ subprograms!(
     V6,
     from_endpoint_v6,
     from_uplink_v6,
+    read_quoted_v6,
+    icmp_error_v6,
+    send_error_v6,
     proceed_v6,
     classify_v6,
     publish_v6,

@@ -3,6 +3,7 @@
 mod containers;
 mod failures;
 mod host_access;
+mod icmp_errors;
 mod ipsec;
 mod kernel_flows;
 mod lifetime;
