@@ -27,6 +27,7 @@ mod routing;
 mod server;
 mod transfer;
 mod tun;
+mod wireguard;
 
 pub use capture::{Capture, Captured, FrameInfo, LeakGuard, inject};
 pub use cleanup::{InterruptHook, on_interrupt, sweep_stale};
@@ -55,6 +56,7 @@ pub use rtnetlink::packet_route::rule::RuleAction;
 pub use server::{Listen, MAX_ECHO, Noise, Report, Server};
 pub use transfer::{Direction, StreamReport, Transfer, UdpStream, bulk_transfer};
 pub use tun::{Tun, TunKind};
+pub use wireguard::{WireGuard, WireGuardKey, WireGuardOptions};
 
 /// Parses an address with its prefix length, such as `10.200.0.2/24`.
 ///
