@@ -11,7 +11,7 @@ mod to_endpoint;
 
 pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
 pub use self::from_endpoint::from_endpoint;
-pub use self::from_uplink::from_uplink;
+pub use self::from_uplink::{from_tunnel, from_uplink};
 pub use self::to_endpoint::to_endpoint;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     packet::Packet,
     parse::Parsed,
     tables::{Slot, Steps, Tables},
-    wire::{Address, Family, V4, V6, proto, tcp_flag},
+    wire::{Address, Eth, Family, V4, V6, proto, tcp_flag},
 };
 
 /// What the hook knows of a packet beside its bytes.
@@ -62,6 +62,8 @@ pub enum Outcome {
     Neighbour6(u32),
     /// Out of this host veth, addressed to its container's MAC.
     Endpoint(u32),
+    /// Out of this interface, which has no Ethernet header and no neighbours.
+    Device(u32),
 }
 
 const PASS: u64 = 0;
@@ -70,6 +72,7 @@ const PEER: u64 = 2;
 const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
 const ENDPOINT: u64 = 5;
+const DEVICE: u64 = 6;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -102,7 +105,8 @@ impl Verdict {
         Self(self.0 | SLOW)
     }
 
-    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint.
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint,
+    /// 6 device.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -151,6 +155,7 @@ impl Verdict {
             NEIGHBOUR4 => Outcome::Neighbour4(argument),
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
             ENDPOINT => Outcome::Endpoint(argument),
+            DEVICE => Outcome::Device(argument),
             action => panic!("no action {action}"),
         }
     }
@@ -210,7 +215,7 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
     forwards != 0
 }
 
-/// Sends the packet along its flow.
+/// Sends the packet along its flow. `l3`: offset of the IP header, 0 or [`crate::wire::ETH_LEN`].
 ///
 /// # Errors
 /// [`DropReason::TooBig`], [`DropReason::TtlExpired`], [`DropReason::HelperFailed`].
@@ -218,12 +223,12 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
 fn deliver<F: Family, P: Packet>(
     packet: &mut P,
     now: u32,
+    l3: u32,
     parsed: &Parsed<F::Addr>,
     slot: &Slot<F::Addr>,
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
-    if packet.len() - parsed.l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu())
-    {
+    if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
         return Err(DropReason::TooBig);
     }
     translate::<F>(packet, parsed, slot)?;
@@ -233,15 +238,22 @@ fn deliver<F: Family, P: Packet>(
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
-        let macs: [u8; 12] = [
-            via[0], via[1], via[2], via[3], via[4], via[5], via[6], via[7], via[8], via[9],
-            via[10], via[11],
-        ];
-        packet.write(0, macs)?;
+        let header = Eth {
+            dst: [via[0], via[1], via[2], via[3], via[4], via[5]],
+            src: [via[6], via[7], via[8], via[9], via[10], via[11]],
+            ethertype: F::ETHERTYPE,
+        };
+        if l3 == 0 {
+            packet.push_ethernet(header)?;
+        } else {
+            packet.write(0, header)?;
+        }
         return Ok(Verdict::new(PEER, slot.out_ifindex()));
     }
     *hop = via;
-    let action = if flags & flow_flag::HOP_V6 != 0 {
+    let action = if flags & flow_flag::HOP == 0 {
+        DEVICE
+    } else if flags & flow_flag::HOP_V6 != 0 {
         NEIGHBOUR6
     } else {
         NEIGHBOUR4
