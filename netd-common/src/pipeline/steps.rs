@@ -328,12 +328,12 @@ fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh:
 /// Is what was decided left to IPsec? Returns a code for [`decode`]; `Forward`: it is not.
 #[inline(always)]
 pub fn ipsec<F: Family, T: Steps<F>>(tables: &T) -> u32 {
-    let Some(config) = tables.config() else {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
     let mut side = 0;
     while side < ipsec::SIDES {
-        if tables.ipsec_covers(side) != 0 {
+        if ipsec::concerns(&scratch.decision, side) && tables.ipsec_covers(side) != 0 {
             return if yields(config) {
                 PASS
             } else {
