@@ -3,6 +3,8 @@
 mod containers;
 mod failures;
 mod host_access;
+mod icmp_errors;
+mod ipsec;
 mod kernel_flows;
 mod lifetime;
 mod properties;
