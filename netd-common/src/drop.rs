@@ -113,6 +113,8 @@ reasons! {
     FlowShareExhausted = 39, "flow-share-exhausted";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
+    /// The packet may be fragmented on its way, but cannot be: it has options, or is a GSO packet.
+    CannotFragment = 47, "cannot-fragment";
 }
 
 #[cfg(test)]

@@ -25,10 +25,11 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
-        local_kind, network_flag, port_prefix_base, port_word, table_event,
+        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network,
+        PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, answer_kind,
+        flow_table, hook, local_kind, network_flag, port_prefix_base, port_word, table_event,
     },
+    answer::{Buffer, Pace},
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, Packet, SlicePacket},
@@ -71,6 +72,11 @@ pub struct Model {
     pub events: RefCell<[[u64; table_event::COUNT]; flow_table::COUNT]>,
     /// `NAT_EVENTS`: attempts, and whether none was left.
     pub pressure: RefCell<Vec<(u32, bool)>>,
+    /// `ANSWERS`, by [`crate::abi::answer_kind`].
+    pub answers: RefCell<[Answers; answer_kind::COUNT]>,
+    /// When this CPU has answered too much; nanoseconds of [`Model::set_now`]'s clock.
+    pub pace: Cell<Pace>,
+    answer: UnsafeCell<Buffer>,
     pub(crate) hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
     generation: Cell<u32>,
@@ -175,6 +181,9 @@ impl Default for Model {
             holdings: RefCell::default(),
             events: RefCell::default(),
             pressure: RefCell::default(),
+            answers: RefCell::default(),
+            pace: Cell::default(),
+            answer: UnsafeCell::default(),
             hands: Default::default(),
             now: Cell::new(1000),
             generation: Cell::new(0),
@@ -250,6 +259,8 @@ pub struct GsoPacket<'a> {
     pub whole: SlicePacket<'a>,
     /// Payload bytes per segment; 0: an ordinary packet.
     pub gso_size: u32,
+    /// What it became, if it became another.
+    pub replaced: Option<Vec<u8>>,
 }
 
 impl<'a> GsoPacket<'a> {
@@ -258,6 +269,7 @@ impl<'a> GsoPacket<'a> {
         Self {
             whole: SlicePacket(bytes),
             gso_size: 0,
+            replaced: None,
         }
     }
 }
@@ -285,6 +297,14 @@ impl Packet for GsoPacket<'_> {
         how: L4Checksum,
     ) -> Result<(), DropReason> {
         self.whole.l4_checksum(offset, change, how)
+    }
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        self.whole.copy_to(offset, length, buffer, word)
+    }
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let bytes = buffer.words.iter().flat_map(|word| word.to_ne_bytes());
+        self.replaced = Some(bytes.skip(start as usize).take(length as usize).collect());
+        true
     }
 }
 
@@ -417,6 +437,19 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         self.sockets.get(key).map_or(0, |peer| peer.ifindex)
     }
+    fn answer_buffer(&self) -> Option<&mut Buffer> {
+        // SAFETY: as for the scratch.
+        Some(unsafe { &mut *self.answer.get() })
+    }
+    fn may_answer(&self) -> bool {
+        let mut pace = self.pace.get();
+        let taken = pace.take(u64::from(self.now.get()) * 1_000_000_000);
+        self.pace.set(pace);
+        taken
+    }
+    fn count_answer(&self, kind: usize, event: usize) {
+        self.answers.borrow_mut()[kind].count[event] += 1;
+    }
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
         (F::tables(self).policy)(tuple, ifindex)
     }
@@ -466,6 +499,12 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
         steps::kernel_forwards::<F, P, _>(packet, self, translated)
+    }
+    fn answer<P: Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64 {
+        steps::answer::<F, P, _>(packet, self, ifindex, verdict)
+    }
+    fn clamp_mss<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::clamp_mss::<F, P, _>(packet, self)
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

@@ -1,6 +1,6 @@
 //! Where the bytes of a packet live: an skb in the kernel, a slice in a test.
 
-use crate::{checksum::Diff, drop::DropReason, wire::Wire};
+use crate::{answer::Buffer, checksum::Diff, drop::DropReason, wire::Wire};
 
 /// How an L4 checksum is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,20 @@ pub trait Packet {
     /// [`DropReason::HelperFailed`] beyond the packet.
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
+
+    /// Copies `length` bytes from `offset` on, wherever they lie, into words of the buffer.
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        let _ = (offset, length, buffer, word);
+        false
+    }
+
+    /// Becomes another packet: the `length` bytes of the buffer from byte `start` on. It is no GSO
+    /// packet any more, and its checksums are complete. `false`: it could not be done, and what the
+    /// packet holds now is of no use.
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let _ = (buffer, start, length);
+        false
+    }
 
     /// Tells of a change that no checksum in the packet makes up for. A device may have summed
     /// the whole packet (CHECKSUM_COMPLETE), and that sum must follow. Carriers without such a sum
@@ -95,6 +109,21 @@ impl Packet for SlicePacket<'_> {
 
     fn pull(&mut self, len: u32) -> bool {
         len <= self.len()
+    }
+
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        let Some(bytes) = self.0.get(offset as usize..(offset + length) as usize) else {
+            return false;
+        };
+        for (i, byte) in bytes.iter().enumerate() {
+            let Some(w) = buffer.words.get_mut(word + i / 4) else {
+                return false;
+            };
+            let mut b = w.to_ne_bytes();
+            b[i % 4] = *byte;
+            *w = u32::from_ne_bytes(b);
+        }
+        true
     }
 
     fn l4_checksum(

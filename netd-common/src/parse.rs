@@ -256,7 +256,7 @@ fn set_ports<A>(parsed: &mut Parsed<A>, sport: [u8; 2], dport: [u8; 2]) {
 /// Destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792);
 /// types 0–127 of ICMPv6 (RFC 4443 §2.1).
 #[inline(always)]
-fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
+pub(crate) fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
     if F::VERSION == 4 {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     } else {

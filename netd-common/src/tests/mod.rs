@@ -1,10 +1,12 @@
 //! The engine over the native model: a host with three networks and an uplink, packet by packet.
 
+mod answers;
 mod containers;
 mod failures;
 mod host_access;
 mod kernel_flows;
 mod lifetime;
+mod mss;
 mod properties;
 mod publishing;
 mod room;
@@ -244,10 +246,18 @@ impl<F: Addresses> Host<F> {
         let valid = verify::<F>(&bytes).is_ok();
         let mut after = bytes.clone();
         let mut packet = GsoPacket {
-            whole: SlicePacket(&mut after),
             gso_size,
+            ..GsoPacket::new(&mut after)
         };
         let outcome = self.model.run(&mut packet, &meta).outcome();
+        if let Some(replaced) = packet.replaced.take() {
+            assert!(matches!(
+                outcome,
+                Outcome::AnswerPeer(_) | Outcome::AnswerBack(_)
+            ));
+            assert_eq!(bytes, after, "quoted as it was sent");
+            after = replaced;
+        }
         if valid {
             assert_eq!(verify::<F>(&after), Ok(()), "{outcome:?}");
         }
@@ -340,6 +350,11 @@ pub fn out<F: Addresses>(ifindex: u32) -> Outcome {
     } else {
         Outcome::Neighbour6(ifindex)
     }
+}
+
+/// Dropped at a container's veth, and the container is told.
+pub fn refused(reason: DropReason) -> Outcome {
+    Outcome::AnswerPeer(reason)
 }
 
 pub fn dropped(reason: DropReason) -> Outcome {
