@@ -573,7 +573,8 @@ pub mod flow_flag {
     pub const TO_ENDPOINT: u16 = 8;
     /// The next hop in `via` is an IPv6 address (also for an IPv4 flow, RFC 5549).
     pub const HOP_V6: u16 = 16;
-    /// There is a next hop in `via`; clear: the destination is on the link.
+    /// There is a next hop in `via`; clear on the way to an uplink: it has no Ethernet header, and
+    /// nobody to be found on it.
     pub const HOP: u16 = 32;
     /// A FIN was seen in this direction.
     pub const FIN: u16 = 64;

@@ -51,6 +51,34 @@ impl Default for Buffer {
     }
 }
 
+impl Buffer {
+    /// Writes the Ethernet header.
+    #[inline(always)]
+    pub fn set_ethernet<F: Family>(&mut self, to: [u8; 6], from: [u8; 6]) {
+        let w = &mut self.words;
+        w[0] = u32::from_ne_bytes([0, 0, to[0], to[1]]);
+        w[1] = u32::from_ne_bytes([to[2], to[3], to[4], to[5]]);
+        w[2] = u32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
+        w[3] = u32::from_ne_bytes([from[4], from[5], F::ETHERTYPE[0], F::ETHERTYPE[1]]);
+    }
+
+    /// Writes the source address.
+    #[inline(always)]
+    pub fn set_source<F: Family>(&mut self, from: &F::Addr) {
+        let first = IP + F::SRC_OFFSET as usize / 4;
+        self.set_address::<F>(first, from);
+    }
+
+    #[inline(always)]
+    fn set_address<F: Family>(&mut self, first: usize, addr: &F::Addr) {
+        let a = addr.padded();
+        for i in 0..F::ADDR_LEN as usize / 4 {
+            self.words[first + i] =
+                u32::from_ne_bytes([a[i * 4], a[i * 4 + 1], a[i * 4 + 2], a[i * 4 + 3]]);
+        }
+    }
+}
+
 /// Type and code, and the second word of the ICMP header as a number: the MTU of the next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -153,19 +181,15 @@ fn is_later_fragment<F: Family>(packet: &impl Packet, parsed: &Parsed<F::Addr>) 
     false
 }
 
-/// The Ethernet addresses of an answer: to, from.
-pub type Macs = ([u8; 6], [u8; 6]);
-
-/// Builds the answer to the packet at `parsed.l3`, from `source`, and puts it in the packet's place;
-/// with an Ethernet header where the packet has one. `false`: it could not be done.
+/// Builds the answer to the packet at `parsed.l3`, from the source that the buffer names, and puts it
+/// in the packet's place; with the Ethernet header that the buffer names where the packet has one.
+/// `false`: it could not be done.
 #[inline(always)]
 pub fn replace<F: Family, P: Packet>(
     packet: &mut P,
     buffer: &mut Buffer,
     parsed: &Parsed<F::Addr>,
     message: &Message,
-    source: &F::Addr,
-    macs: &Macs,
 ) -> bool {
     let Some(quoted) = quoted_length::<F>(packet, parsed.l3) else {
         return false;
@@ -182,8 +206,7 @@ pub fn replace<F: Family, P: Packet>(
         return false;
     }
     let message_len = ICMP_LEN + quoted;
-    ethernet::<F>(buffer, macs);
-    ip::<F>(buffer, &parsed.tuple.src, source, message_len);
+    ip::<F>(buffer, &parsed.tuple.src, message_len);
     let icmp = IP + header;
     buffer.words[icmp] = u32::from_ne_bytes([message.kind, message.code, 0, 0]);
     buffer.words[icmp + 1] = u32::from(message.mtu).to_be();
@@ -227,34 +250,21 @@ fn quoted_length<F: Family>(packet: &impl Packet, l3: u32) -> Option<u32> {
     Some(if length > most { most } else { length })
 }
 
-#[inline(always)]
-fn ethernet<F: Family>(buffer: &mut Buffer, (to, from): &Macs) {
-    let w = &mut buffer.words;
-    w[0] = u32::from_ne_bytes([0, 0, to[0], to[1]]);
-    w[1] = u32::from_ne_bytes([to[2], to[3], to[4], to[5]]);
-    w[2] = u32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
-    w[3] = u32::from_ne_bytes([from[4], from[5], F::ETHERTYPE[0], F::ETHERTYPE[1]]);
-}
-
 /// A TTL or hop limit that reaches everyone (RFC 1700: 64).
 const TTL: u8 = 64;
 
-/// The IP header. Precedence "internetwork control" (RFC 1812 §4.3.2.5), as the kernel's own errors
-/// have it; "don't fragment", and so no identification is needed (RFC 6864 §4.1).
+/// The IP header but for the source. Precedence "internetwork control" (RFC 1812 §4.3.2.5), as the
+/// kernel's own errors have it; "don't fragment", and so no identification is needed (RFC 6864 §4.1).
 #[inline(always)]
-fn ip<F: Family>(buffer: &mut Buffer, to: &F::Addr, from: &F::Addr, payload: u32) {
+fn ip<F: Family>(buffer: &mut Buffer, to: &F::Addr, payload: u32) {
+    let destination = IP + (F::SRC_OFFSET + F::ADDR_LEN) as usize / 4;
+    buffer.set_address::<F>(destination, to);
     let w = &mut buffer.words;
-    let (to, from) = (to.padded(), from.padded());
-    let address = |a: &[u8; 16], i: usize| {
-        u32::from_ne_bytes([a[i * 4], a[i * 4 + 1], a[i * 4 + 2], a[i * 4 + 3]])
-    };
     if F::VERSION == 4 {
         let length = (20 + payload as u16).to_be_bytes();
         w[IP] = u32::from_ne_bytes([0x45, 0xc0, length[0], length[1]]);
         w[IP + 1] = u32::from_ne_bytes([0, 0, 0x40, 0]);
         w[IP + 2] = u32::from_ne_bytes([TTL, F::ICMP, 0, 0]);
-        w[IP + 3] = address(&from, 0);
-        w[IP + 4] = address(&to, 0);
         let mut sum = 0;
         for i in 0..5 {
             sum += u64::from(w[IP + i]);
@@ -265,10 +275,6 @@ fn ip<F: Family>(buffer: &mut Buffer, to: &F::Addr, from: &F::Addr, payload: u32
         let length = (payload as u16).to_be_bytes();
         w[IP] = u32::from_ne_bytes([0x60, 0, 0, 0]);
         w[IP + 1] = u32::from_ne_bytes([length[0], length[1], F::ICMP, TTL]);
-        for i in 0..4 {
-            w[IP + 2 + i] = address(&from, i);
-            w[IP + 6 + i] = address(&to, i);
-        }
     }
 }
 

@@ -1,6 +1,11 @@
 //! Where the bytes of a packet live: an skb in the kernel, a slice in a test.
 
-use crate::{answer::Buffer, checksum::Diff, drop::DropReason, wire::Wire};
+use crate::{
+    answer::Buffer,
+    checksum::Diff,
+    drop::DropReason,
+    wire::{Eth, Wire},
+};
 
 /// How an L4 checksum is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,12 @@ pub trait Packet {
         false
     }
 
+    /// Puts an Ethernet header in front of a packet that has none. Offsets count from it from now on.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`] where there is no memory for it.
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason>;
+
     /// Tells of a change that no checksum in the packet makes up for. A device may have summed
     /// the whole packet (CHECKSUM_COMPLETE), and that sum must follow. Carriers without such a sum
     /// have nothing to do.
@@ -71,7 +82,43 @@ pub trait Packet {
     }
 }
 
-/// A packet in memory.
+/// [`Packet::read`] of a packet in memory.
+pub(crate) fn read<T: Wire>(packet: &[u8], offset: u32) -> Result<T, DropReason> {
+    if offset >= MAX_OFFSET {
+        return Err(DropReason::Malformed);
+    }
+    let bytes = packet
+        .get(offset as usize..)
+        .and_then(|bytes| bytes.get(..size_of::<T>()));
+    let bytes = bytes.ok_or(DropReason::Malformed)?;
+    // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
+    Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// [`Packet::copy_to`] of a packet in memory.
+#[cfg(any(test, feature = "model"))]
+pub(crate) fn copy_to(
+    packet: &[u8],
+    offset: u32,
+    length: u32,
+    buffer: &mut Buffer,
+    word: usize,
+) -> bool {
+    let Some(bytes) = packet.get(offset as usize..(offset + length) as usize) else {
+        return false;
+    };
+    for (i, byte) in bytes.iter().enumerate() {
+        let Some(at) = buffer.words.get_mut(word + i / 4) else {
+            return false;
+        };
+        let mut word = at.to_ne_bytes();
+        word[i % 4] = *byte;
+        *at = u32::from_ne_bytes(word);
+    }
+    true
+}
+
+/// A packet in memory, which cannot grow.
 pub struct SlicePacket<'a>(pub &'a mut [u8]);
 
 impl Packet for SlicePacket<'_> {
@@ -84,16 +131,7 @@ impl Packet for SlicePacket<'_> {
     }
 
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
-        if offset >= MAX_OFFSET {
-            return Err(DropReason::Malformed);
-        }
-        let bytes = self
-            .0
-            .get(offset as usize..)
-            .and_then(|b| b.get(..size_of::<T>()));
-        let bytes = bytes.ok_or(DropReason::Malformed)?;
-        // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
-        Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+        read(self.0, offset)
     }
 
     fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
@@ -111,19 +149,8 @@ impl Packet for SlicePacket<'_> {
         len <= self.len()
     }
 
-    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
-        let Some(bytes) = self.0.get(offset as usize..(offset + length) as usize) else {
-            return false;
-        };
-        for (i, byte) in bytes.iter().enumerate() {
-            let Some(w) = buffer.words.get_mut(word + i / 4) else {
-                return false;
-            };
-            let mut b = w.to_ne_bytes();
-            b[i % 4] = *byte;
-            *w = u32::from_ne_bytes(b);
-        }
-        true
+    fn push_ethernet(&mut self, _: Eth) -> Result<(), DropReason> {
+        Err(DropReason::HelperFailed)
     }
 
     fn l4_checksum(

@@ -330,8 +330,14 @@ pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;
-    /// [`crate::pipeline::steps::decide`].
-    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::classify`].
+    fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::publish`].
+    fn publish(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::direct`].
+    fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::egress`].
+    fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::prepare`].
     fn prepare(&self) -> u32;
     /// [`crate::pipeline::steps::reserve`].

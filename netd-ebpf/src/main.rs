@@ -63,6 +63,14 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     })
 }
 
+/// The same, where packets have no Ethernet header: tun, WireGuard.
+#[classifier]
+pub fn from_tunnel(ctx: TcContext) -> i32 {
+    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
+        pipeline::from_tunnel(skb, maps, meta)
+    })
+}
+
 /// What enters the stack through a managed bridge.
 #[classifier]
 pub fn bridge_guard_in(ctx: TcContext) -> i32 {
@@ -121,6 +129,11 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
         4 => neighbour::<V6>(maps, meta, verdict, V6::AF),
         5 => endpoint(ctx, maps, meta, verdict.argument()),
         6 => {
+            account::redirected(meta.hook, verdict.is_slow());
+            // SAFETY: plain integers. The kernel takes the Ethernet header off by itself.
+            unsafe { bpf_redirect(verdict.argument(), 0) as i32 }
+        }
+        7 => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);
             // Before Linux 6.14 a redirect to a peer does not see to it, and what a container sends
             // to its bridge is for another host where it enters ours.
@@ -129,7 +142,7 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
             // SAFETY: plain integers.
             unsafe { bpf_redirect_peer(meta.ifindex, 0) as i32 }
         }
-        7 => {
+        8 => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);
             // SAFETY: plain integers.
             unsafe { bpf_redirect(meta.ifindex, 0) as i32 }

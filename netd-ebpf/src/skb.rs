@@ -11,7 +11,8 @@ use core::arch::asm;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
     },
 };
 use netd_common::{
@@ -19,7 +20,7 @@ use netd_common::{
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, MAX_OFFSET, Packet},
-    wire::Wire,
+    wire::{ETH_LEN, Eth, Wire},
 };
 
 use crate::{access, features};
@@ -151,6 +152,15 @@ impl Packet for Skb {
     #[inline(always)]
     fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
         crate::replace::replace(self.0, buffer, start, length)
+    }
+
+    #[inline(always)]
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason> {
+        // SAFETY: the context outlives the program.
+        if unsafe { bpf_skb_change_head(self.0, ETH_LEN, 0) } != 0 {
+            return Err(DropReason::HelperFailed);
+        }
+        self.write(0, header)
     }
 
     #[inline(always)]

@@ -89,6 +89,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     or_drop!(deliver::<F, P>(
         packet,
         now,
+        scratch.parsed.l3,
         &scratch.parsed,
         &slot,
         &mut scratch.hop
@@ -259,14 +260,14 @@ fn reroute<F: Family, T: Tables<F>>(
         .query
         .ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
     tables.route()?;
-    egress_uplink::<F, T>(tables, &mut scratch.route)?;
+    let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
     let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;
     if masqueraded && scratch.route.oif != slot.out_ifindex() {
         return Ok(false);
     }
     let leg = &mut scratch.decision.reply;
     leg.in_mac = slot.in_mac();
-    leg.lead_to_uplink(&scratch.route);
+    leg.lead_to_uplink(&scratch.route, &uplink);
     refresh_leg(slot, leg, tables.now());
     Ok(true)
 }

@@ -13,7 +13,7 @@ mod to_endpoint;
 
 pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
 pub use self::from_endpoint::from_endpoint;
-pub use self::from_uplink::from_uplink;
+pub use self::from_uplink::{from_tunnel, from_uplink};
 pub use self::to_endpoint::to_endpoint;
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     packet::Packet,
     parse::Parsed,
     tables::{Slot, Steps, Tables},
-    wire::{Address, Family, V4, V6, proto, tcp_flag},
+    wire::{Address, Eth, Family, V4, V6, proto, tcp_flag},
 };
 
 /// What the hook knows of a packet beside its bytes.
@@ -64,6 +64,8 @@ pub enum Outcome {
     Neighbour6(u32),
     /// Out of this host veth, addressed to its container's MAC.
     Endpoint(u32),
+    /// Out of this interface, which has no Ethernet header and no neighbours.
+    Device(u32),
     /// Dropped, and answered: the answer is in the packet's place, for the container that it came
     /// from.
     AnswerPeer(DropReason),
@@ -77,8 +79,9 @@ const PEER: u64 = 2;
 const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
 const ENDPOINT: u64 = 5;
-const ANSWER_PEER: u64 = 6;
-const ANSWER_BACK: u64 = 7;
+const DEVICE: u64 = 6;
+const ANSWER_PEER: u64 = 7;
+const ANSWER_BACK: u64 = 8;
 /// The bits of a [`Verdict`] that hold its action.
 const ACTION: u64 = 0x7f << 32;
 /// The packet took the slow path.
@@ -113,7 +116,8 @@ impl Verdict {
         Self(self.0 | SLOW)
     }
 
-    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint, 6 and 7 answer.
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint,
+    /// 6 device, 7 and 8 answer.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -162,6 +166,7 @@ impl Verdict {
             NEIGHBOUR4 => Outcome::Neighbour4(argument),
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
             ENDPOINT => Outcome::Endpoint(argument),
+            DEVICE => Outcome::Device(argument),
             ANSWER_PEER | ANSWER_BACK => {
                 let reason = DropReason::from_number(argument as u16).expect("a reason");
                 if self.action() == ANSWER_PEER {
@@ -229,7 +234,7 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
     forwards != 0
 }
 
-/// Sends the packet along its flow.
+/// Sends the packet along its flow. `l3`: offset of the IP header, 0 or [`crate::wire::ETH_LEN`].
 ///
 /// # Errors
 /// [`DropReason::TooBig`], [`DropReason::TtlExpired`], [`DropReason::HelperFailed`].
@@ -237,12 +242,12 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
 fn deliver<F: Family, P: Packet>(
     packet: &mut P,
     now: u32,
+    l3: u32,
     parsed: &Parsed<F::Addr>,
     slot: &Slot<F::Addr>,
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
-    if packet.len() - parsed.l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu())
-    {
+    if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
         oversize::<F>(packet, parsed, slot)?;
     }
     translate::<F>(packet, parsed, slot)?;
@@ -252,15 +257,22 @@ fn deliver<F: Family, P: Packet>(
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
-        let macs: [u8; 12] = [
-            via[0], via[1], via[2], via[3], via[4], via[5], via[6], via[7], via[8], via[9],
-            via[10], via[11],
-        ];
-        packet.write(0, macs)?;
+        let header = Eth {
+            dst: [via[0], via[1], via[2], via[3], via[4], via[5]],
+            src: [via[6], via[7], via[8], via[9], via[10], via[11]],
+            ethertype: F::ETHERTYPE,
+        };
+        if l3 == 0 {
+            packet.push_ethernet(header)?;
+        } else {
+            packet.write(0, header)?;
+        }
         return Ok(Verdict::new(PEER, slot.out_ifindex()));
     }
     *hop = via;
-    let action = if flags & flow_flag::HOP_V6 != 0 {
+    let action = if flags & flow_flag::HOP == 0 {
+        DEVICE
+    } else if flags & flow_flag::HOP_V6 != 0 {
         NEIGHBOUR6
     } else {
         NEIGHBOUR4

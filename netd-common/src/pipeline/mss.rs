@@ -3,15 +3,16 @@
 //! messages many networks drop.
 
 use crate::{
+    abi::flow_flag,
     checksum::Diff,
     flow::set_other_key,
     packet::{L4Checksum, Packet},
     room,
     tables::{Steps, Tables},
-    wire::{Family, proto, tcp_flag},
+    wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{NEIGHBOUR6, PEER, Verdict};
+use super::{DEVICE, PEER, Verdict};
 
 /// Clamps the packet if it is a SYN that is sent on along a flow.
 #[inline(always)]
@@ -20,7 +21,7 @@ pub(super) fn clamp_if_syn<F: Family, P: Packet, T: Steps<F>>(
     tables: &T,
     verdict: Verdict,
 ) {
-    if verdict.action() < PEER || verdict.action() > NEIGHBOUR6 {
+    if verdict.action() < PEER || verdict.action() > DEVICE {
         return;
     }
     let Some(scratch) = tables.scratch() else {
@@ -55,12 +56,12 @@ pub(super) fn clamp<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: 
     if mtu <= headers {
         return 0;
     }
-    lower(
-        packet,
-        scratch.parsed.l4,
-        (mtu - headers) as u16,
-        F::VERSION == 6,
-    )
+    let mut l4 = scratch.parsed.l4;
+    if scratch.parsed.l3 == 0 && slot.flags() & flow_flag::TO_ENDPOINT != 0 {
+        // It came without an Ethernet header, and has one now.
+        l4 += ETH_LEN;
+    }
+    lower(packet, l4, (mtu - headers) as u16, F::VERSION == 6)
 }
 
 const END: u8 = 0;

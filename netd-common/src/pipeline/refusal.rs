@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{answer_event, answer_kind, endpoint_flag, local_kind},
-    answer::{self, Message},
+    answer::{self, Buffer, Message},
     decide::own_address,
     drop::DropReason,
     packet::Packet,
@@ -64,48 +64,47 @@ pub(super) fn answer<F: Family, P: Packet, T: Steps<F>>(
     let egress = flow.map_or(0, |flow| flow.out_ifindex());
     let silent = kind == answer_kind::TOO_BIG && mtu == 0
         || !answer::may_be_answered::<F, P, T>(packet, tables, &scratch.parsed);
-    let Some((source, macs, action)) =
-        way_back::<F, P, T>(packet, tables, scratch, ifindex, egress).filter(|_| !silent)
-    else {
+    let action = if silent {
+        DROP
+    } else {
+        way_back::<F, P, T>(packet, tables, scratch, buffer, ifindex, egress)
+    };
+    if action == DROP {
         tables.count_answer(kind, answer_event::SILENT);
         return verdict;
-    };
+    }
     if !tables.may_answer() {
         tables.count_answer(kind, answer_event::LIMITED);
         return verdict;
     }
-    if !answer::replace::<F, P>(packet, buffer, &scratch.parsed, &message, &source, &macs) {
+    if !answer::replace::<F, P>(packet, buffer, &scratch.parsed, &message) {
         return verdict;
     }
     tables.count_answer(kind, answer_event::SENT);
     Verdict(verdict.0 & !super::ACTION | action << 32)
 }
 
-/// Source, Ethernet addresses and action of the answer to the packet in hand; `None`: there is no
-/// address to answer from.
+/// Writes source and Ethernet addresses of the answer to the packet in hand; returns what to do with
+/// it, [`DROP`] where there is no address to answer from.
 #[inline(always)]
 fn way_back<F: Family, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     scratch: &Scratch<F::Addr>,
+    buffer: &mut Buffer,
     ifindex: u32,
     egress: u32,
-) -> Option<(F::Addr, answer::Macs, u64)> {
-    let address_of = |ifindex| {
-        tables.uplink(ifindex).map_or(F::Addr::default(), |u| {
-            own_address::<F>(u.addr_v4, u.addr_v6)
-        })
-    };
-    let (source, macs, action);
+) -> u64 {
+    let action;
+    let mut source = F::Addr::default();
+    let mut asked = ifindex;
     if let Some(endpoint) = tables.endpoint(ifindex) {
-        let network = tables.network(endpoint.network)?;
-        let gateway = own_address::<F>(network.gateway_v4, network.gateway_v6);
-        source = if gateway.is_unspecified() {
-            address_of(egress)
-        } else {
-            gateway
+        let Some(network) = tables.network(endpoint.network) else {
+            return DROP;
         };
-        macs = (endpoint.mac, network.bridge_mac);
+        source = own_address::<F>(network.gateway_v4, network.gateway_v6);
+        asked = egress;
+        buffer.set_ethernet::<F>(endpoint.mac, network.bridge_mac);
         action = if endpoint.flags & endpoint_flag::PEER != 0 {
             ANSWER_PEER
         } else {
@@ -114,19 +113,27 @@ fn way_back<F: Family, P: Packet, T: Tables<F>>(
     } else {
         // RFC 1812 §4.3.2.4 asks for the address of the interface; who wrote to a published port
         // knows the host by the address that it wrote to, and no other need be reachable.
-        let dst = scratch.parsed.tuple.dst;
-        source = if tables.local(&dst) == local_kind::UNICAST {
-            dst
-        } else {
-            address_of(ifindex)
-        };
-        macs = if scratch.parsed.l3 == 0 {
-            ([0; 6], [0; 6])
-        } else {
-            let eth: Eth = packet.read(0).ok()?;
-            (eth.src, eth.dst)
-        };
+        let dst = &scratch.parsed.tuple.dst;
+        if tables.local(dst) == local_kind::UNICAST {
+            source = *dst;
+        }
+        if scratch.parsed.l3 != 0 {
+            let Ok(eth) = packet.read::<Eth>(0) else {
+                return DROP;
+            };
+            buffer.set_ethernet::<F>(eth.src, eth.dst);
+        }
         action = ANSWER_BACK;
     }
-    (!source.is_unspecified()).then_some((source, macs, action))
+    if source.is_unspecified()
+        && let Some(uplink) = tables.uplink(asked)
+    {
+        source = own_address::<F>(uplink.addr_v4, uplink.addr_v6);
+    }
+    buffer.set_source::<F>(&source);
+    if source.is_unspecified() {
+        DROP
+    } else {
+        action
+    }
 }
