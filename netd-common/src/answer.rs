@@ -35,7 +35,7 @@ pub const QUOTE_ROOM: usize = 2048;
 /// Words before what is quoted, at most: over IPv6.
 const QUOTE: usize = IP + 10 + 2;
 
-/// Where an answer is built: too large for the stack. In words, as they lie in memory; the IP header
+/// Where an answer is built, and TCP options are looked at: too large for the stack. In words, as they lie in memory; the IP header
 /// begins at a multiple of four, as nothing in a frame would.
 #[repr(C, align(8))]
 pub struct Buffer {
@@ -67,6 +67,13 @@ impl Buffer {
     pub fn set_source<F: Family>(&mut self, from: &F::Addr) {
         let first = IP + F::SRC_OFFSET as usize / 4;
         self.set_address::<F>(first, from);
+    }
+
+    /// The `i`-th byte.
+    #[must_use]
+    #[inline(always)]
+    pub fn byte(&self, i: usize) -> u8 {
+        (u32::from_le(self.words[i / 4]) >> (i % 4 * 8)) as u8
     }
 
     #[inline(always)]

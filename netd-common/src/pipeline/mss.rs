@@ -4,6 +4,7 @@
 
 use crate::{
     abi::flow_flag,
+    answer::Buffer,
     checksum::Diff,
     flow::set_other_key,
     packet::{L4Checksum, Packet},
@@ -61,57 +62,74 @@ pub(super) fn clamp<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: 
         // It came without an Ethernet header, and has one now.
         l4 += ETH_LEN;
     }
-    lower(packet, l4, (mtu - headers) as u16, F::VERSION == 6)
+    let Some(options) = tables.answer_buffer() else {
+        return 0;
+    };
+    lower(packet, l4, options, (mtu - headers) as u16, F::VERSION == 6)
 }
 
 const END: u8 = 0;
 const NOP: u8 = 1;
 const MSS: u8 = 2;
 
-/// Options that contradict themselves are left alone, like all after the first MSS.
+/// Options that contradict themselves are left alone, like all after the first MSS. They are walked
+/// in a copy, byte by byte: the verifier would follow every way through a packet at offsets that the
+/// packet itself tells.
 #[inline(always)]
-fn lower<P: Packet>(packet: &mut P, l4: u32, most: u16, ipv6: bool) -> u32 {
+fn lower<P: Packet>(packet: &mut P, l4: u32, options: &mut Buffer, most: u16, ipv6: bool) -> u32 {
+    const LONGEST: usize = 40;
     let Ok(offset) = packet.read::<u8>(l4 + 12) else {
         return 0;
     };
-    let end = l4 + u32::from(offset >> 4) * 4;
-    if packet.read::<u8>(end - 1).is_err() && !(end <= packet.len() && packet.pull(end)) {
+    let length = (usize::from(offset >> 4) * 4).wrapping_sub(20);
+    if length > LONGEST || !packet.copy_to(l4 + 20, length as u32, options, 0) {
         return 0;
     }
-    let mut at = l4 + 20;
-    for _ in 0..40 {
-        if at + 2 > end {
+    let mut skip = 0u8;
+    for i in 0..LONGEST - 3 {
+        if i + 4 > length {
             return 0;
         }
-        let Ok([kind, length]) = packet.read::<[u8; 2]>(at) else {
-            return 0;
-        };
-        if kind == NOP {
-            at += 1;
+        if skip > 0 {
+            skip -= 1;
             continue;
         }
-        if kind == MSS && length == 4 && at + 4 <= end {
-            return set(packet, l4, at + 2, most, ipv6);
+        let (kind, size) = (options.byte(i), options.byte(i + 1));
+        if kind == NOP {
+            continue;
         }
-        if kind == END || kind == MSS || length < 2 {
+        if kind == MSS && size == 4 {
+            let old = [options.byte(i + 2), options.byte(i + 3)];
+            return set(packet, l4, 20 + i as u32 + 2, old, most, ipv6);
+        }
+        if kind == END || kind == MSS || size < 2 {
             return 0;
         }
-        at += u32::from(length);
+        skip = size - 1;
     }
     0
 }
 
+/// Sets the two bytes at this offset of the TCP header.
 #[inline(always)]
-fn set<P: Packet>(packet: &mut P, l4: u32, at: u32, most: u16, ipv6: bool) -> u32 {
-    let Ok(old) = packet.read::<[u8; 2]>(at) else {
-        return 0;
-    };
+fn set<P: Packet>(
+    packet: &mut P,
+    l4: u32,
+    offset: u32,
+    old: [u8; 2],
+    most: u16,
+    ipv6: bool,
+) -> u32 {
     if u16::from_be_bytes(old) <= most {
+        return 0;
+    }
+    let at = l4 + offset;
+    if packet.read::<[u8; 2]>(at).is_err() && !packet.pull(at + 2) {
         return 0;
     }
     let new = most.to_be_bytes();
     // At an odd offset each byte falls into the other half of its 16-bit word (RFC 1071 §2(B)).
-    let change = if (at - l4) & 1 == 0 {
+    let change = if offset & 1 == 0 {
         Diff::NONE.replace2(old, new)
     } else {
         Diff::NONE.replace2([old[1], old[0]], [new[1], new[0]])

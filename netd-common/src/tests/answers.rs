@@ -4,7 +4,6 @@ use super::*;
 use crate::{
     abi::{answer_event, answer_kind, endpoint_flag, gateway_mode},
     answer::{ANSWERS_AT_ONCE, ANSWERS_PER_SECOND},
-    model::frame,
     wire::Family,
 };
 
@@ -40,7 +39,7 @@ struct Told<A> {
 }
 
 fn read<F: Addresses>(bytes: &[u8]) -> Told<F::Addr> {
-    assert_eq!(frame::verify::<F>(bytes), Ok(()));
+    assert_eq!(verify::<F>(bytes), Ok(()));
     let mut copy = bytes.to_vec();
     let parsed = parse::<F>(&mut SlicePacket(&mut copy), ETH_LEN).expect("a packet");
     assert_eq!(parsed.tuple.proto, F::ICMP);
