@@ -9,7 +9,7 @@ use crate::{
     checksum::sum_to_field,
     drop::DropReason,
     packet::Packet,
-    parse::{Parsed, is_icmp_error},
+    parse::{Kind, Parsed, is_icmp_error},
     tables::Tables,
     wire::{Address, ETH_LEN, Family, Ipv4Header, Ipv6Header},
 };
@@ -130,6 +130,10 @@ pub fn may_be_answered<F: Family, P: Packet, T: Tables<F>>(
 ) -> bool {
     const REDIRECT_V6: u8 = 137;
     let tuple = &parsed.tuple;
+    if parsed.kind == Kind::IcmpError {
+        return false;
+    }
+    // The first fragment of one is `Kind::Fragment`.
     if tuple.proto == F::ICMP
         && (is_icmp_error::<F>(parsed.icmp_type)
             || F::VERSION == 6 && parsed.icmp_type == REDIRECT_V6)

@@ -36,6 +36,13 @@ impl Diff {
         Self(sum)
     }
 
+    /// Both changes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Is this a change at all? (A change by a multiple of 0xffff is none.)
     #[must_use]
     #[inline(always)]

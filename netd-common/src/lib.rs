@@ -8,6 +8,7 @@
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |
 //! | [`parse`] | from bytes to a [`parse::Parsed`] header summary |
+//! | [`quoted`] | the packet that an ICMP error quotes |
 //! | [`tables`] | what the engine asks of the maps, the route table and the socket table |
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
@@ -29,6 +30,7 @@ pub mod decide;
 pub mod drop;
 pub mod flow;
 pub mod host_access;
+pub mod ipsec;
 pub mod kernel_flow;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
@@ -36,6 +38,7 @@ pub mod nat;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+pub mod quoted;
 pub mod room;
 pub mod sabotage;
 pub mod tables;

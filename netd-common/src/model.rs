@@ -25,10 +25,10 @@ pub use self::{
 
 use crate::{
     abi::{
-        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network,
-        PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, answer_kind,
-        flow_table, hook, local_kind, network_flag, port_prefix_base, port_word, table_event,
-        uplink_flag,
+        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress,
+        Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink,
+        answer_kind, flow_table, hook, local_kind, network_flag, port_prefix_base, port_word,
+        table_event, uplink_flag,
     },
     answer::{Buffer, Pace},
     checksum::Diff,
@@ -99,6 +99,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `IPSEC_*`.
+    pub ipsec: Vec<IpsecPolicy<F::Addr>>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
@@ -148,6 +150,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            ipsec: Vec::new(),
             kernel_flows: KernelFlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
@@ -432,6 +435,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
         F::tables(self).kernel_flows.slot(key)
     }
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::tables(self).ipsec.get(index as usize)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -487,6 +493,21 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::from_uplink::<F, P, _>(packet, self, ifindex)
     }
+    fn read_quoted<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::read_quoted::<F, P, _>(packet, self)
+    }
+    fn icmp_error<P: Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64 {
+        steps::icmp_error::<F, P, _>(packet, self, ifindex, network, decision)
+    }
+    fn send_error<P: Packet>(&self, packet: &mut P) -> u64 {
+        steps::send_error::<F, P, _>(packet, self)
+    }
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }
@@ -501,6 +522,15 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::egress::<F, _>(self, ifindex, network, fresh)
+    }
+    fn ipsec(&self) -> u32 {
+        steps::ipsec::<F, _>(self)
+    }
+    fn ipsec_covers(&self, side: u32) -> u32 {
+        steps::ipsec_covers::<F, _>(self, side)
+    }
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+        steps::ipsec_weight::<F, _>(self, index, side)
     }
     fn prepare(&self) -> u32 {
         steps::prepare::<F, _>(self)

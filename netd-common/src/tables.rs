@@ -4,12 +4,13 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, KernelFlow, Network, Seat, SocketKey,
-        Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, KernelFlow, Network, Seat,
+        SocketKey, Tuple, Uplink,
     },
     answer::Buffer,
     drop::DropReason,
     parse::Parsed,
+    quoted::Quoted,
     wire::Family,
 };
 
@@ -191,6 +192,8 @@ pub enum Policy {
 pub struct Scratch<A> {
     /// The packet's headers.
     pub parsed: Parsed<A>,
+    /// What an ICMP error is about.
+    pub quoted: Quoted<A>,
     /// The tuple as the side that opened the flow sends it.
     pub tuple: Tuple<A>,
     /// Key of the other direction's entry.
@@ -287,6 +290,8 @@ pub trait Tables<F: Family> {
     fn nat_pressure(&self, attempts: u32, exhausted: bool);
     /// `KERNEL_FLOWS_*`; asked only while [`crate::abi::config_flag::KERNEL_FLOWS`] is set.
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>>;
+    /// `IPSEC_*`; asked only while [`crate::abi::config_flag::IPSEC`] is set.
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>>;
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
     /// [`Scratch::route`].
     ///
@@ -327,6 +332,18 @@ pub trait Steps<F: Family>: Tables<F> {
     fn from_endpoint<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::from_uplink`].
     fn from_uplink<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
+    /// [`crate::pipeline::steps::read_quoted`].
+    fn read_quoted<P: crate::packet::Packet>(&self, packet: &mut P) -> u32;
+    /// [`crate::pipeline::steps::icmp_error`].
+    fn icmp_error<P: crate::packet::Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64;
+    /// [`crate::pipeline::steps::send_error`].
+    fn send_error<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;
@@ -338,6 +355,12 @@ pub trait Steps<F: Family>: Tables<F> {
     fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::egress`].
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::ipsec`].
+    fn ipsec(&self) -> u32;
+    /// [`crate::ipsec::covered`]; 1: yes.
+    fn ipsec_covers(&self, side: u32) -> u32;
+    /// [`crate::ipsec::weight`].
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64;
     /// [`crate::pipeline::steps::prepare`].
     fn prepare(&self) -> u32;
     /// [`crate::pipeline::steps::reserve`].

@@ -108,7 +108,11 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
         return verdict.of(F::VERSION, 0).0;
     };
     let judgement = judge::<F, P, T>(packet, tables, config, ifindex, scratch, &endpoint, network);
-    Judgement::encode(judgement, F::VERSION, endpoint.network)
+    let judgement = Judgement::encode(judgement, F::VERSION, endpoint.network);
+    if scratch.parsed.kind == Kind::IcmpError {
+        return steps::judged_error(judgement);
+    }
+    judgement
 }
 
 const PASS: Judgement = Judgement::Verdict(Verdict::PASSED);

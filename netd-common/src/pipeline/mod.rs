@@ -6,6 +6,7 @@ mod continuing;
 mod from_endpoint;
 mod from_uplink;
 mod host_socket;
+mod icmp_error;
 mod mss;
 mod refusal;
 pub mod steps;
@@ -226,12 +227,27 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
     family: u8,
     translated: u32,
 ) -> bool {
-    let forwards = match family {
-        4 => <T as Steps<V4>>::kernel_forwards(tables, packet, translated),
-        6 => <T as Steps<V6>>::kernel_forwards(tables, packet, translated),
-        _ => 0,
-    };
-    forwards != 0
+    match family {
+        4 => kernel_forwards_of::<V4, P, T>(packet, tables, translated),
+        6 => kernel_forwards_of::<V6, P, T>(packet, tables, translated),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn kernel_forwards_of<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    translated: u32,
+) -> bool {
+    let mut forwards = tables.kernel_forwards(packet, translated);
+    if forwards == steps::ASK_OF_QUOTED {
+        if tables.read_quoted(packet) == 0 {
+            return false;
+        }
+        forwards = tables.kernel_forwards(packet, translated | steps::QUOTED);
+    }
+    forwards == 1
 }
 
 /// Sends the packet along its flow. `l3`: offset of the IP header, 0 or [`crate::wire::ETH_LEN`].
@@ -254,6 +270,20 @@ fn deliver<F: Family, P: Packet>(
     slot.set_packets(slot.packets() + 1);
     slot.set_bytes(slot.bytes() + u64::from(packet.len()));
     slot.set_last_seen(now);
+    lead::<F, P>(packet, l3, slot, hop)
+}
+
+/// The verdict that sends a translated packet on its flow's way. `l3`: as of [`deliver`].
+///
+/// # Errors
+/// [`DropReason::HelperFailed`].
+#[inline(always)]
+fn lead<F: Family, P: Packet>(
+    packet: &mut P,
+    l3: u32,
+    slot: &Slot<F::Addr>,
+    hop: &mut [u8; 16],
+) -> Result<Verdict, DropReason> {
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {

@@ -8,7 +8,6 @@ use crate::{
 
 for_both_families! {
     fragments_of_translated_flows
-    errors_about_flows
     ttl
     mtu_and_segments
     protocols_without_ports
@@ -69,20 +68,6 @@ fn fragments_of_translated_flows<F: Addresses>() {
     assert_eq!(leave(fragment(world::<F>(), 0)), reason);
     assert_eq!(leave(fragment(world::<F>(), 8)), reason);
     assert_eq!(leave(world::<F>()), out::<F>(UP0));
-}
-
-fn errors_about_flows<F: Addresses>() {
-    let host = Host::<F>::new();
-    let there = host.sends(C0, world::<F>());
-    let error = |port| {
-        let quoted = Frame::tcp((F::HOST, port), (F::CLIENT, 80), SYN, b"").packet::<F>();
-        let kind = if F::VERSION == 4 { (3, 1) } else { (1, 0) };
-        Frame::icmp::<F>(F::GATEWAY, F::HOST, kind, [0; 4], &quoted)
-    };
-    let about_ours = host.arrive(UP0, error(there.src().1)).outcome;
-    assert_eq!(about_ours, dropped(DropReason::IcmpError));
-    let about_hosts = host.arrive(UP0, error(there.src().1 ^ 1)).outcome;
-    assert_eq!(about_hosts, Outcome::Pass);
 }
 
 fn ttl<F: Addresses>() {

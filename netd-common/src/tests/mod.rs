@@ -4,6 +4,8 @@ mod answers;
 mod containers;
 mod failures;
 mod host_access;
+mod icmp_errors;
+mod ipsec;
 mod kernel_flows;
 mod lifetime;
 mod mss;

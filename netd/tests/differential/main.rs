@@ -3,8 +3,10 @@
 //!
 //! `NETD_SEED` repeats a run, `NETD_PACKETS` changes its length.
 
+mod ipsec;
 mod mtu;
 mod programs;
+mod quoted;
 mod random;
 mod scenario;
 mod test_host;
@@ -33,6 +35,9 @@ use self::traffic::Shot;
 
 /// How often each verdict and each reason must have been seen.
 const OFTEN: u64 = 50;
+
+/// An ICMP error that went the way of the flow that it is about.
+const ERROR_SENT: &str = "ICMP error sent on";
 
 /// Reasons that BPF_PROG_TEST_RUN cannot bring about, and why.
 const BEYOND_REACH: &[(DropReason, &str)] = &[
@@ -195,6 +200,7 @@ impl<'a> Differential<'a> {
             "neighbour4",
             "neighbour6",
             "device",
+            ERROR_SENT,
         ]
         .map(String::from);
         let often = OFTEN * count.min(50_000) / 50_000;
@@ -362,6 +368,11 @@ impl<'a> Differential<'a> {
         }
         let counted = *counted;
         *self.seen.entry(name.to_owned()).or_default() += 1;
+        let is_error =
+            quoted::key::<V4>(&shot.bytes).is_some() || quoted::key::<V6>(&shot.bytes).is_some();
+        if is_error && expected == REDIRECT && sent_on != shot.bytes {
+            *self.seen.entry(ERROR_SENT.to_owned()).or_default() += 1;
+        }
         ensure!(action == expected, "the action is {action}: {}", said());
         // BPF_PROG_TEST_RUN takes the first bytes for an Ethernet header, whatever the program: where
         // there is none, skb->protocol is not IP, and bpf_skb_adjust_room refuses.
@@ -410,9 +421,12 @@ impl<'a> Differential<'a> {
             let parsed = parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN);
             parsed.ok().map(|parsed| parsed.tuple)
         };
+        let error = quoted::key::<F>(sent);
         let (Some(sent), Some(left)) = (tuple(sent), tuple(left)) else {
             return Ok(());
         };
+        // An error leaves with the flow that it is about.
+        let sent = error.unwrap_or(sent);
         let model = &self.scenario.model;
         let tables = F::tables(model);
         let entry = tables
