@@ -81,12 +81,18 @@ pub mod map {
     pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
     /// The same for IPv6.
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
+    /// Index → [`super::IpsecPolicy`]: what the kernel encrypts or blocks on its way out, IPv4.
+    pub const IPSEC_V4: &str = "IPSEC_V4";
+    /// The same for IPv6.
+    pub const IPSEC_V6: &str = "IPSEC_V6";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
     pub const DROP_EVENTS: &str = "DROP_EVENTS";
     /// [`super::Verdicts`] per hook, per CPU; index [`super::hook`].
     pub const VERDICTS: &str = "VERDICTS";
+    /// [`super::answer_kind`] → [`super::Answers`], per CPU.
+    pub const ANSWERS: &str = "ANSWERS";
     /// [`super::SocketKey`] → [`super::SocketPeer`]: sockets of the host that were led to a
     /// container, LRU.
     pub const SOCKETS: &str = "SOCKETS";
@@ -157,6 +163,8 @@ pub mod config_flag {
     pub const DRAIN: u32 = 4;
     /// There may be flows that the kernel's own NAT owned before netd came.
     pub const KERNEL_FLOWS: u32 = 8;
+    /// There are IPsec policies for outgoing packets: see [`super::IpsecPolicy`].
+    pub const IPSEC: u32 = 16;
     /// What says how things stand, not what is wanted: these bits come and go while netd is in
     /// force, and no reading of the file or the host changes them.
     pub const PASSING: u32 = DRAIN | KERNEL_FLOWS;
@@ -770,6 +778,52 @@ pub struct Fragments<A> {
     pub reserved: u16,
 }
 
+/// How many IPsec policies of each family the programs can know.
+pub const IPSEC_POLICIES: u32 = 256;
+
+/// [`IpsecPolicy::action`].
+pub mod ipsec_action {
+    /// No policy is here.
+    pub const FREE: u8 = 0;
+    /// What matches leaves in clear: an exception from a wider policy.
+    pub const BYPASS: u8 = 1;
+    /// What matches is encrypted or blocked by the kernel, and never redirected.
+    pub const REFUSE: u8 = 2;
+}
+
+/// An XFRM policy for outgoing packets: `struct xfrm_selector` with masks in place of lengths. Their
+/// order in the map means nothing.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpsecPolicy<A> {
+    /// Source prefix, and the bits of it that count.
+    pub src: A,
+    /// See [`IpsecPolicy::src`].
+    pub src_mask: A,
+    /// Destination prefix, and the bits of it that count.
+    pub dst: A,
+    /// See [`IpsecPolicy::dst`].
+    pub dst_mask: A,
+    /// Source port and its mask, wire order.
+    pub sport: [u8; 2],
+    /// See [`IpsecPolicy::sport`].
+    pub sport_mask: [u8; 2],
+    /// Destination port and its mask, wire order.
+    pub dport: [u8; 2],
+    /// See [`IpsecPolicy::dport`].
+    pub dport_mask: [u8; 2],
+    /// Egress interface; 0: any.
+    pub ifindex: u32,
+    /// The lowest number of those that match decides.
+    pub priority: u32,
+    /// IP protocol; 0: any.
+    pub proto: u8,
+    /// [`ipsec_action`].
+    pub action: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+}
+
 /// A socket of the host and the container that it was led to. One unconnected UDP socket can have
 /// many.
 #[repr(C)]
@@ -889,6 +943,52 @@ pub struct DropEvent {
 /// Rate limit of [`DropEvent`]s per CPU.
 pub const DROP_EVENTS_PER_SECOND: u32 = 100;
 
+/// Index of `ANSWERS`: ICMP errors that netd itself sends, by what they tell.
+pub mod answer_kind {
+    /// Time exceeded (11/0; ICMPv6 3/0).
+    pub const TIME_EXCEEDED: usize = 0;
+    /// Fragmentation needed (3/4), packet too big (ICMPv6 2/0).
+    pub const TOO_BIG: usize = 1;
+    /// Host unreachable (3/1), no route (ICMPv6 1/0).
+    pub const UNREACHABLE: usize = 2;
+    /// Administratively prohibited (3/13; ICMPv6 1/1).
+    pub const PROHIBITED: usize = 3;
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Name for people and JSON.
+    #[must_use]
+    pub const fn name(kind: usize) -> &'static str {
+        match kind {
+            TIME_EXCEEDED => "time-exceeded",
+            TOO_BIG => "too-big",
+            UNREACHABLE => "unreachable",
+            PROHIBITED => "prohibited",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Index of [`Answers::count`].
+pub mod answer_event {
+    /// An answer was sent.
+    pub const SENT: usize = 0;
+    /// It was not sent: too many in a second.
+    pub const LIMITED: usize = 1;
+    /// It was not sent: such a packet must not be answered, or there is no address to answer from.
+    pub const SILENT: usize = 2;
+    /// How many there are; one is in reserve.
+    pub const COUNT: usize = 4;
+}
+
+/// What became of the answers of one kind, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// By [`answer_event`].
+    pub count: [u64; answer_event::COUNT],
+}
+
 /// What a hook decided, per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -943,11 +1043,14 @@ wire! {
     FragmentKey<V6Addr> = 44,
     Fragments<V4Addr> = 64,
     Fragments<V6Addr> = 88,
+    IpsecPolicy<V4Addr> = 36,
+    IpsecPolicy<V6Addr> = 84,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,
     DropCount = 56 + 8 * DROP_SLOTS,
     DropEvent = 60,
+    Answers = 32,
     Verdicts = 32,
 }
 

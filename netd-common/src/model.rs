@@ -28,11 +28,12 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, LocalAddress,
-        Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink,
-        flow_table, hook, local_kind, network_flag, port_prefix_base, port_word, table_event,
-        uplink_flag,
+        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments,
+        IpsecPolicy, LocalAddress, Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer,
+        Subnet, Tuple, Uplink, answer_kind, flow_table, hook, local_kind, network_flag,
+        port_prefix_base, port_word, table_event, uplink_flag,
     },
+    answer::{Buffer, Pace},
     checksum::Diff,
     drop::DropReason,
     packet::{self, L4Checksum, Packet, SlicePacket},
@@ -75,6 +76,11 @@ pub struct Model {
     pub events: RefCell<[[u64; table_event::COUNT]; flow_table::COUNT]>,
     /// `NAT_EVENTS`: attempts, and whether none was left.
     pub pressure: RefCell<Vec<(u32, bool)>>,
+    /// `ANSWERS`, by [`crate::abi::answer_kind`].
+    pub answers: RefCell<[Answers; answer_kind::COUNT]>,
+    /// When this CPU has answered too much; nanoseconds of [`Model::set_now`]'s clock.
+    pub pace: Cell<Pace>,
+    answer: UnsafeCell<Buffer>,
     pub(crate) hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
     generation: Cell<u32>,
@@ -96,6 +102,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `IPSEC_*`.
+    pub ipsec: Vec<IpsecPolicy<F::Addr>>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
     /// `FRAGMENTS_*`.
@@ -147,6 +155,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            ipsec: Vec::new(),
             kernel_flows: KernelFlowTable::default(),
             fragments: FragmentTable::default(),
             listeners: HashSet::new(),
@@ -182,6 +191,9 @@ impl Default for Model {
             holdings: RefCell::default(),
             events: RefCell::default(),
             pressure: RefCell::default(),
+            answers: RefCell::default(),
+            pace: Cell::default(),
+            answer: UnsafeCell::default(),
             hands: Default::default(),
             now: Cell::new(1000),
             generation: Cell::new(0),
@@ -316,6 +328,15 @@ impl Packet for GsoPacket<'_> {
     ) -> Result<(), DropReason> {
         self.whole().l4_checksum(offset, change, how)
     }
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        packet::copy_to(self.bytes, offset, length, buffer, word)
+    }
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let bytes = buffer.words.iter().flat_map(|word| word.to_ne_bytes());
+        *self.bytes = bytes.skip(start as usize).take(length as usize).collect();
+        self.gso_size = 0;
+        true
+    }
 }
 
 impl<F: ModelFamily> Tables<F> for Model {
@@ -441,6 +462,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn remove_fragments(&self, key: &FragmentKey<F::Addr>) {
         F::tables(self).fragments.remove(key);
     }
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::tables(self).ipsec.get(index as usize)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -459,6 +483,19 @@ impl<F: ModelFamily> Tables<F> for Model {
     }
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         self.sockets.get(key).map_or(0, |peer| peer.ifindex)
+    }
+    fn answer_buffer(&self) -> Option<&mut Buffer> {
+        // SAFETY: as for the scratch.
+        Some(unsafe { &mut *self.answer.get() })
+    }
+    fn may_answer(&self) -> bool {
+        let mut pace = self.pace.get();
+        let taken = pace.take(u64::from(self.now.get()) * 1_000_000_000);
+        self.pace.set(pace);
+        taken
+    }
+    fn count_answer(&self, kind: usize, event: usize) {
+        self.answers.borrow_mut()[kind].count[event] += 1;
     }
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
         (F::tables(self).policy)(tuple, ifindex)
@@ -483,6 +520,21 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::from_uplink::<F, P, _>(packet, self, ifindex)
     }
+    fn read_quoted<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::read_quoted::<F, P, _>(packet, self)
+    }
+    fn icmp_error<P: Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64 {
+        steps::icmp_error::<F, P, _>(packet, self, ifindex, network, decision)
+    }
+    fn send_error<P: Packet>(&self, packet: &mut P) -> u64 {
+        steps::send_error::<F, P, _>(packet, self)
+    }
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }
@@ -497,6 +549,15 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::egress::<F, _>(self, ifindex, network, fresh)
+    }
+    fn ipsec(&self) -> u32 {
+        steps::ipsec::<F, _>(self)
+    }
+    fn ipsec_covers(&self, side: u32) -> u32 {
+        steps::ipsec_covers::<F, _>(self, side)
+    }
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+        steps::ipsec_weight::<F, _>(self, index, side)
     }
     fn prepare(&self) -> u32 {
         steps::prepare::<F, _>(self)
@@ -527,6 +588,12 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn remember(&self, verdict: u64) {
         steps::remember::<F, _>(self, verdict);
+    }
+    fn answer<P: Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64 {
+        steps::answer::<F, P, _>(packet, self, ifindex, verdict)
+    }
+    fn clamp_mss<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::clamp_mss::<F, P, _>(packet, self)
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

@@ -4,11 +4,13 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, KernelFlow,
-        Network, Seat, SocketKey, Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, IpsecPolicy,
+        KernelFlow, Network, Seat, SocketKey, Tuple, Uplink,
     },
+    answer::Buffer,
     drop::DropReason,
     parse::Parsed,
+    quoted::Quoted,
     wire::Family,
 };
 
@@ -190,6 +192,8 @@ pub enum Policy {
 pub struct Scratch<A> {
     /// The packet's headers.
     pub parsed: Parsed<A>,
+    /// What an ICMP error is about.
+    pub quoted: Quoted<A>,
     /// The tuple as the side that opened the flow sends it.
     pub tuple: Tuple<A>,
     /// Key of the other direction's entry.
@@ -295,6 +299,8 @@ pub trait Tables<F: Family> {
     fn put_fragments(&self, key: &FragmentKey<F::Addr>, fragments: &Fragments<F::Addr>);
     /// Removes from `FRAGMENTS_*`.
     fn remove_fragments(&self, key: &FragmentKey<F::Addr>);
+    /// `IPSEC_*`; asked only while [`crate::abi::config_flag::IPSEC`] is set.
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>>;
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
     /// [`Scratch::route`].
     ///
@@ -308,6 +314,13 @@ pub trait Tables<F: Family> {
     fn socket_cookie(&self) -> u64;
     /// `SOCKETS`: host veth of the container that this socket was led to, or 0.
     fn socket_peer(&self, key: &SocketKey) -> u32;
+    /// Where an answer is built.
+    #[expect(clippy::mut_from_ref, reason = "per-CPU memory, as the scratch")]
+    fn answer_buffer(&self) -> Option<&mut Buffer>;
+    /// May this CPU send one more answer now? ([`crate::answer::Pace`])
+    fn may_answer(&self) -> bool;
+    /// Counts an [`crate::abi::answer_event`] of an [`crate::abi::answer_kind`].
+    fn count_answer(&self, kind: usize, event: usize);
     /// Asks the user's policy about a new flow: `tuple` as sent, `ifindex` where it arrived.
     #[inline(always)]
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
@@ -328,6 +341,18 @@ pub trait Steps<F: Family>: Tables<F> {
     fn from_endpoint<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::from_uplink`].
     fn from_uplink<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
+    /// [`crate::pipeline::steps::read_quoted`].
+    fn read_quoted<P: crate::packet::Packet>(&self, packet: &mut P) -> u32;
+    /// [`crate::pipeline::steps::icmp_error`].
+    fn icmp_error<P: crate::packet::Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64;
+    /// [`crate::pipeline::steps::send_error`].
+    fn send_error<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;
@@ -339,6 +364,12 @@ pub trait Steps<F: Family>: Tables<F> {
     fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::egress`].
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::ipsec`].
+    fn ipsec(&self) -> u32;
+    /// [`crate::ipsec::covered`]; 1: yes.
+    fn ipsec_covers(&self, side: u32) -> u32;
+    /// [`crate::ipsec::weight`].
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64;
     /// [`crate::pipeline::steps::prepare`].
     fn prepare(&self) -> u32;
     /// [`crate::pipeline::steps::reserve`].
@@ -359,6 +390,10 @@ pub trait Steps<F: Family>: Tables<F> {
     fn sum_sctp<P: crate::packet::Packet>(&self, packet: &mut P, verdict: u64) -> u64;
     /// [`crate::pipeline::steps::remember`].
     fn remember(&self, verdict: u64);
+    /// [`crate::pipeline::steps::answer`].
+    fn answer<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64;
+    /// [`crate::pipeline::steps::clamp_mss`].
+    fn clamp_mss<P: crate::packet::Packet>(&self, packet: &mut P) -> u32;
     /// [`crate::flow::end`].
     fn end(&self, generation: u32);
     /// [`crate::room::reclaim`]; 1: the tuple is free now.

@@ -5,7 +5,11 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use netd_common::{abi::*, tables::Scratch};
+use netd_common::{
+    abi::*,
+    answer::{Buffer, Pace},
+    tables::Scratch,
+};
 
 use crate::tables::FibLookup;
 
@@ -77,11 +81,17 @@ pub static KERNEL_FLOWS_V4: HashMap<Tuple<A4>, KernelFlow<A4>, 524288, NO_PREALL
 pub static KERNEL_FLOWS_V6: HashMap<Tuple<A6>, KernelFlow<A6>, 131072, NO_PREALLOC> =
     HashMap::new();
 #[btf_map]
+pub static IPSEC_V4: Array<IpsecPolicy<A4>, { IPSEC_POLICIES as usize }> = Array::new();
+#[btf_map]
+pub static IPSEC_V6: Array<IpsecPolicy<A6>, { IPSEC_POLICIES as usize }> = Array::new();
+#[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static ANSWERS: PerCpuArray<Answers, { answer_kind::COUNT }> = PerCpuArray::new();
 #[btf_map]
 pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new();
 #[btf_map]
@@ -94,6 +104,12 @@ pub static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Fragments<A6>, 4096> = LruH
 pub static SCRATCH_V4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+/// Where an answer is built.
+#[btf_map]
+pub static ANSWER: PerCpuArray<Buffer, 1> = PerCpuArray::new();
+/// How many answers this CPU has sent of late.
+#[btf_map]
+pub static ANSWER_PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 /// Argument of bpf_fib_lookup.
 #[btf_map]
 pub static FIB_LOOKUP: PerCpuArray<FibLookup, 1> = PerCpuArray::new();

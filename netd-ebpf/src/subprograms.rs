@@ -22,10 +22,14 @@ use crate::{
 const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
-    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $classify:ident,
-     $publish:ident, $direct:ident, $egress:ident,
+    ($family:ty, $from_endpoint:ident, $from_uplink:ident,
+     $read_quoted:ident, $icmp_error:ident, $send_error:ident,
+
+     $proceed:ident, $classify:ident,
+     $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
+     $answer:ident, $clamp_mss:ident,
      $route:ident, $host_listens:ident, $track:ident, $remember:ident, $sum_sctp:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -56,6 +60,32 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $icmp_error(
+            ctx: *mut __sk_buff,
+            ifindex: u32,
+            network: u32,
+            decision: u32,
+        ) -> u64 {
+            steps::icmp_error::<$family, _, _>(
+                &mut Skb(ctx),
+                &Maps(ctx),
+                ifindex,
+                network,
+                decision,
+            )
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $read_quoted(ctx: *mut __sk_buff) -> u32 {
+            steps::read_quoted::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $send_error(ctx: *mut __sk_buff) -> u64 {
+            steps::send_error::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         extern "C" fn $proceed(ctx: *mut __sk_buff, ifindex: u32, decision: u32) -> u64 {
             steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, decision)
         }
@@ -78,6 +108,21 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $egress(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
             steps::egress::<$family, _>(&Maps(ctx), ifindex, network, fresh)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec() -> u32 {
+            steps::ipsec::<$family, _>(&Maps(NO_CONTEXT))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec_covers(side: u32) -> u32 {
+            steps::ipsec_covers::<$family, _>(&Maps(NO_CONTEXT), side)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec_weight(index: u32, side: u32) -> u64 {
+            steps::ipsec_weight::<$family, _>(&Maps(NO_CONTEXT), index, side)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -149,6 +194,16 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $answer(ctx: *mut __sk_buff, ifindex: u32, verdict: u64) -> u64 {
+            steps::answer::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, verdict)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $clamp_mss(ctx: *mut __sk_buff) -> u32 {
+            steps::clamp_mss::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
             tables::route::<$family>(ctx)
         }
@@ -166,6 +221,24 @@ macro_rules! subprograms {
             #[inline(always)]
             fn from_uplink<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
                 $from_uplink(self.0, ifindex)
+            }
+            #[inline(always)]
+            fn icmp_error<P: Packet>(
+                &self,
+                _: &mut P,
+                ifindex: u32,
+                network: u32,
+                decision: u32,
+            ) -> u64 {
+                $icmp_error(self.0, ifindex, network, decision)
+            }
+            #[inline(always)]
+            fn read_quoted<P: Packet>(&self, _: &mut P) -> u32 {
+                $read_quoted(self.0)
+            }
+            #[inline(always)]
+            fn send_error<P: Packet>(&self, _: &mut P) -> u64 {
+                $send_error(self.0)
             }
             #[inline(always)]
             fn proceed<P: Packet>(&self, _: &mut P, ifindex: u32, decision: u32) -> u64 {
@@ -190,6 +263,18 @@ macro_rules! subprograms {
             #[inline(always)]
             fn send<P: Packet>(&self, _: &mut P) -> u64 {
                 $send(self.0)
+            }
+            #[inline(always)]
+            fn ipsec(&self) -> u32 {
+                $ipsec()
+            }
+            #[inline(always)]
+            fn ipsec_covers(&self, side: u32) -> u32 {
+                $ipsec_covers(side)
+            }
+            #[inline(always)]
+            fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+                $ipsec_weight(index, side)
             }
             #[inline(always)]
             fn prepare(&self) -> u32 {
@@ -218,6 +303,14 @@ macro_rules! subprograms {
             #[inline(always)]
             fn remember(&self, verdict: u64) {
                 $remember(verdict);
+            }
+            #[inline(always)]
+            fn answer<P: Packet>(&self, _: &mut P, ifindex: u32, verdict: u64) -> u64 {
+                $answer(self.0, ifindex, verdict)
+            }
+            #[inline(always)]
+            fn clamp_mss<P: Packet>(&self, _: &mut P) -> u32 {
+                $clamp_mss(self.0)
             }
             #[inline(always)]
             fn end(&self, generation: u32) {
@@ -255,11 +348,17 @@ subprograms!(
     V4,
     from_endpoint_v4,
     from_uplink_v4,
+    read_quoted_v4,
+    icmp_error_v4,
+    send_error_v4,
     proceed_v4,
     classify_v4,
     publish_v4,
     direct_v4,
     egress_v4,
+    ipsec_v4,
+    ipsec_covers_v4,
+    ipsec_weight_v4,
     prepare_v4,
     reserve_v4,
     commit_v4,
@@ -272,6 +371,8 @@ subprograms!(
     claim_seat_v4,
     probe_seat_v4,
     vacate_seat_v4,
+    answer_v4,
+    clamp_mss_v4,
     route_v4,
     host_listens_v4,
     track_v4,
@@ -282,11 +383,17 @@ subprograms!(
     V6,
     from_endpoint_v6,
     from_uplink_v6,
+    read_quoted_v6,
+    icmp_error_v6,
+    send_error_v6,
     proceed_v6,
     classify_v6,
     publish_v6,
     direct_v6,
     egress_v6,
+    ipsec_v6,
+    ipsec_covers_v6,
+    ipsec_weight_v6,
     prepare_v6,
     reserve_v6,
     commit_v6,
@@ -299,6 +406,8 @@ subprograms!(
     claim_seat_v6,
     probe_seat_v6,
     vacate_seat_v6,
+    answer_v6,
+    clamp_mss_v6,
     route_v6,
     host_listens_v6,
     track_v6,

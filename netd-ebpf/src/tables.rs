@@ -12,6 +12,7 @@ use aya_ebpf::{
 };
 use netd_common::{
     abi::*,
+    answer::Buffer,
     drop::DropReason,
     tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
@@ -47,6 +48,7 @@ pub trait FamilyMaps: Family {
     fn fragments(key: &FragmentKey<A<Self>>) -> Option<*mut Fragments<A<Self>>>;
     fn put_fragments(key: &FragmentKey<A<Self>>, fragments: &Fragments<A<Self>>);
     fn remove_fragments(key: &FragmentKey<A<Self>>);
+    fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>>;
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
     fn sock_tuple(tuple: &Tuple<A<Self>>) -> SockTuple;
     const SOCK_TUPLE_LEN: u32;
@@ -64,7 +66,7 @@ pub type SockTuple = [u32; 9];
 
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
-     $flows:ident, $embryos:ident, $kernel_flows:ident, $flow_ring:ident, $embryo_ring:ident,
+     $flows:ident, $embryos:ident, $kernel_flows:ident, $ipsec:ident, $flow_ring:ident, $embryo_ring:ident,
      $fragments:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
@@ -138,6 +140,10 @@ macro_rules! family_maps {
                 let _ = maps::$fragments.remove(key);
             }
             #[inline(always)]
+            fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>> {
+                maps::$ipsec.get(index)
+            }
+            #[inline(always)]
             fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1> {
                 &maps::$scratch
             }
@@ -201,6 +207,7 @@ family_maps!(
     FLOWS_V4,
     EMBRYOS_V4,
     KERNEL_FLOWS_V4,
+    IPSEC_V4,
     FLOW_RING_V4,
     EMBRYO_RING_V4,
     FRAGMENTS_V4,
@@ -220,6 +227,7 @@ family_maps!(
     FLOWS_V6,
     EMBRYOS_V6,
     KERNEL_FLOWS_V6,
+    IPSEC_V6,
     FLOW_RING_V6,
     EMBRYO_RING_V6,
     FRAGMENTS_V6,
@@ -507,6 +515,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::ipsec_policy(index)
+    }
+
+    #[inline(always)]
     fn route(&self) -> Result<(), DropReason> {
         match F::route(self.0) {
             0 => Ok(()),
@@ -524,6 +537,28 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         // SAFETY: copied at once.
         unsafe { maps::SOCKETS.get(key) }.map_or(0, |peer| peer.ifindex)
+    }
+
+    #[inline(always)]
+    fn answer_buffer(&self) -> Option<&mut Buffer> {
+        // SAFETY: this CPU's element, which no other program uses while this one runs.
+        maps::ANSWER.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        // SAFETY: this CPU's element; the clock takes no arguments.
+        maps::ANSWER_PACE
+            .get_ptr_mut(0)
+            .is_some_and(|pace| unsafe { (*pace).take(bpf_ktime_get_coarse_ns()) })
+    }
+
+    #[inline(always)]
+    fn count_answer(&self, kind: usize, event: usize) {
+        if let Some(answers) = maps::ANSWERS.get_ptr_mut(kind as u32) {
+            // SAFETY: this CPU's element.
+            unsafe { (*answers).count[event] += 1 };
+        }
     }
 
     #[inline(always)]

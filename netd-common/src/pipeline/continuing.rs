@@ -111,7 +111,7 @@ fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
 
 /// Asks to decide about the flow again, as if it began now.
 #[inline(always)]
-fn ask<F: Family, T: Steps<F>>(
+pub(super) fn ask<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
@@ -149,7 +149,7 @@ fn ask<F: Family, T: Steps<F>>(
 /// # Errors
 /// The reason why it may not go on; the flow is ended unless it is a matter of routes alone.
 #[inline(always)]
-fn is_same_flow<F: Family, T: Steps<F>>(
+pub(super) fn is_same_flow<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
@@ -237,7 +237,7 @@ fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
 /// # Errors
 /// What the route says, or what is wrong with the interface it leads to.
 #[inline(always)]
-fn reroute<F: Family, T: Tables<F>>(
+pub(super) fn reroute<F: Family, T: Tables<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
     slot: &Slot<F::Addr>,

@@ -100,11 +100,12 @@ fn the_length_is_that_of_the_ip_packet<F: Addresses>() {
 fn what_the_device_cuts_is_as_large_as_its_sender_made_it<F: Addresses>() {
     let mut host = Host::<F>::new();
     host.publish(proto::SCTP, 8132, C0, 3868);
-    let frame = sctp::<F>((F::CLIENT, 9), (F::HOST, 8132), 3000).macs(UP_MAC, mac(C0));
+    let mut frame = sctp::<F>((F::CLIENT, 9), (F::HOST, 8132), 3000).macs(UP_MAC, mac(C0));
+    frame.fragment = 0x4000;
     let run = |gso| {
         let meta = Host::<F>::meta(hook::FROM_UPLINK, UP0);
         host.run(meta, frame.bytes::<F>(), gso).outcome
     };
     assert_eq!(run(0xffff), Outcome::Peer(C0));
-    assert_eq!(run(0), dropped(DropReason::TooBig));
+    assert_eq!(run(0), Outcome::AnswerBack(DropReason::TooBig));
 }

@@ -94,7 +94,9 @@ impl Sizes {
             map::SUBNETS_V4 | map::SUBNETS_V6 | map::UPLINKS => 4096,
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,
+            map::IPSEC_V4 | map::IPSEC_V6 => IPSEC_POLICIES,
             map::VERDICTS => u32::from(hook::COUNT),
+            map::ANSWERS => answer_kind::COUNT as u32,
             // Sockets of the host that talk to containers.
             map::SOCKETS if self.endpoints > 4096 => 65536,
             map::SOCKETS => 4096,
@@ -155,6 +157,7 @@ impl Sizes {
             + array_bytes(self.entries(map::NETWORKS), size_of::<Network>())
             + array_bytes(PORT_WORDS, 8)
             + array_bytes(u32::from(hook::COUNT) * self.cpus, size_of::<Verdicts>())
+            + array_bytes(answer_kind::COUNT as u32 * self.cpus, size_of::<Answers>())
             + u64::from(self.entries(map::DROP_EVENTS))
     }
 

@@ -5,7 +5,13 @@
 //! `world` is that of the semantics: a standard host with a daemon, a guard against leaks on every uplink, and an
 //! unload at the end that must leave nothing.
 
+mod ipsec;
+mod mtu_tunnel;
+mod path;
+mod traceroute;
+mod tun;
 mod two_uplinks;
+mod wireguard;
 #[allow(
     dead_code,
     reason = "shared with the semantics, which use more of it than these tests"
