@@ -130,7 +130,7 @@ impl Differential<'_> {
             return Ok(());
         }
         let (key, mut row) = *self.random.pick(&rows);
-        row.began = seconds()?.wrapping_sub(*self.random.pick(&[1, 3, 20, 31, 61, 70]));
+        row.began = seconds()?.wrapping_sub(*self.random.pick(&[3, 20, 31, 61, 61, 70]));
         table.put(&key, &row);
         row.generation = self.generation(row.generation);
         self.programs.put(F::FRAGMENTS, &raw(&key), &raw(&row))
