@@ -6,7 +6,12 @@
 //! unload at the end that must leave nothing.
 
 mod ipsec;
+mod mtu_tunnel;
+mod path;
+mod traceroute;
+mod tun;
 mod two_uplinks;
+mod wireguard;
 #[allow(
     dead_code,
     reason = "shared with the semantics, which use more of it than these tests"
