@@ -7,16 +7,16 @@
 //!
 //! Host a sends everything through the tunnel, as `wg-quick` has it: a mark on what is encrypted, a table of its own for
 //! all else, and the main table only for what is more special than its default route, which leads to host b in the
-//! clear. There, beyond the tunnel and beyond the wire alike, a service listens on 100.98.0.9 and fd98:9::9: what leaks is
-//! answered.
+//! clear. There, beyond the tunnel and beyond the wire alike, a service listens on 100.98.0.9 and fd98:9::9: what leaks
+//! is answered.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use netd::lab::{
-    Capture, Captured, Connection, HOST_SERVICE, IpNet, IptablesBackend, LeakGuard, Namespace,
-    Outcome, ProbeOptions, Route, RouteType, Rule, RuleSet, StandardHost, StandardHostOptions,
+    Capture, Captured, Connection, IpNet, IptablesBackend, LeakGuard, Listen, Namespace, Outcome,
+    ProbeOptions, Route, RouteType, Rule, RuleSet, Server, StandardHost, StandardHostOptions,
     VethEnd, Want, WireGuard, WireGuardKey, WireGuardOptions, add_veth, find_program,
     frame::protocol, ip, net, ping, tcp_probe, udp_probe,
 };
@@ -26,6 +26,8 @@ use crate::world::{LONG, World, at, by, need_root};
 const WAN: &str = "wan";
 const WG: &str = "wg0";
 const PORT: u16 = 51820;
+/// TCP and UDP port of the service beyond.
+const SERVICE: u16 = 9100;
 /// The mark and the table of wg-quick.
 const MARK: u32 = 51820;
 const MAIN: u32 = 254;
@@ -91,6 +93,8 @@ struct Hosts {
     /// The tunnel's end on host a.
     near: WireGuard,
     _far: WireGuard,
+    /// Of host b.
+    service: Server,
     guards: Vec<LeakGuard>,
 }
 
@@ -122,9 +126,10 @@ impl Hosts {
             host.wait_ready(WAN).expect("ready");
         }
         let any = [net("0.0.0.0/0"), net("::/0")];
-        let near = tunnel(program, hosts[0], WireGuardKey::Alice, &any);
         let own: Vec<_> = families().iter().map(|f| single(f.wg[0])).collect();
+        // It must listen before the other speaks: a lost first handshake is repeated after five seconds.
         let far = tunnel(program, hosts[1], WireGuardKey::Bob, &own);
+        let near = tunnel(program, hosts[0], WireGuardKey::Alice, &any);
         for family in families() {
             hosts[1]
                 .add_address("lo", single(family.service))
@@ -134,6 +139,12 @@ impl Hosts {
                 .expect("route");
         }
         wg_quick(hosts[0]);
+        // With an address of its own, which is then that of its answers.
+        let listens = families().map(|family| {
+            let at = at(family.service, SERVICE);
+            [Listen::tcp(at), Listen::udp(at)]
+        });
+        let service = Server::start(hosts[1], "service", &listens.concat()).expect("server");
         for world in [&a, &b] {
             world.daemon.settle().expect("settle");
         }
@@ -148,6 +159,7 @@ impl Hosts {
             b,
             near,
             _far: far,
+            service,
             guards,
         }
     }
@@ -259,8 +271,8 @@ fn two_hosts(program: &std::path::Path, rules: Vec<RuleSet>) {
             a.outcome(&part("published"), by(server, peer), got);
             // To a service of host b, with the tunnel's address.
             let inside = &a.host.container(container).namespace;
-            let got = tcp_probe(inside, at(family.service, HOST_SERVICE), &options);
-            a.outcome(&part("masquerade"), by("host", own), got);
+            let got = tcp_probe(inside, at(family.service, SERVICE), &options);
+            a.outcome(&part("masquerade"), by("service", own), got);
             // From a container to a container, both ways: masqueraded there, published here.
             for (from, to, [own, peer]) in [(a, b, [own, peer]), (b, a, [peer, own])] {
                 let before = to.host.container(server).server.requests();
@@ -277,8 +289,8 @@ fn two_hosts(program: &std::path::Path, rules: Vec<RuleSet>) {
             let got = udp_probe(&b.host.host, at(own, 8084), &options);
             a.outcome(&part("UDP, published"), by("n2b", peer), got);
             let inside = &a.host.container("n2b").namespace;
-            let got = udp_probe(inside, at(family.service, HOST_SERVICE), &options);
-            a.outcome(&part("UDP, masquerade"), by("host", own), got);
+            let got = udp_probe(inside, at(family.service, SERVICE), &options);
+            a.outcome(&part("UDP, masquerade"), by("service", own), got);
             let got = ping(inside, family.service, &options);
             a.outcome(&part("echo"), Want::Reply, got);
         }
@@ -308,7 +320,7 @@ fn the_kill_switch_holds() {
             Capture::filtered(&hosts.a.host.host, device, in_the_clear).expect("capture")
         })
     };
-    let targets = families().map(|family| at(family.service, HOST_SERVICE));
+    let targets = families().map(|family| at(family.service, SERVICE));
     let captures = watch(&hosts);
     let mut open = Vec::new();
     for (target, family) in targets.into_iter().zip(families()) {
@@ -317,7 +329,7 @@ fn the_kill_switch_holds() {
         let mut connection =
             Connection::open(inside, target, &options).expect("through the tunnel");
         let got = connection.exchange(32, LONG);
-        hosts.a.outcome("up", by("host", family.wg[0]), got);
+        hosts.a.outcome("up", by("service", family.wg[0]), got);
         open.push(connection);
     }
     let seen = captures.map(Capture::stop).concat();
@@ -361,7 +373,7 @@ fn the_kill_switch_holds() {
         let got = tcp_probe(inside, target, &ProbeOptions::default().timeout(LONG));
         hosts
             .a
-            .outcome("no kill switch", by("host", family.wan[0]), got);
+            .outcome("no kill switch", by("service", family.wan[0]), got);
     }
     let seen = captures.map(Capture::stop).concat();
     hosts.a.check(
@@ -393,7 +405,7 @@ fn the_kill_switch_holds() {
 /// Asks by every way, over old connections and new, and looks at the uplinks.
 fn nothing_leaks(hosts: &Hosts, part: &str, captures: [Capture; 2], open: &mut [Connection]) {
     let inside = &hosts.a.host.container("n2b").namespace;
-    let before = hosts.b.host.servers[1].requests();
+    let before = hosts.service.requests();
     let check = |name: &str, got: Outcome| {
         let ok = Want::Nothing.matches(&got);
         hosts
@@ -411,7 +423,7 @@ fn nothing_leaks(hosts: &Hosts, part: &str, captures: [Capture; 2], open: &mut [
     }
     for family in families() {
         let options = ProbeOptions::default().timeout(SHORT);
-        let target = at(family.service, HOST_SERVICE);
+        let target = at(family.service, SERVICE);
         check(
             &format!("TCP to {target}"),
             tcp_probe(inside, target, &options),
@@ -425,7 +437,7 @@ fn nothing_leaks(hosts: &Hosts, part: &str, captures: [Capture; 2], open: &mut [
             ping(inside, family.service, &options),
         );
     }
-    let served = hosts.b.host.servers[1].requests() - before;
+    let served = hosts.service.requests() - before;
     hosts.a.check(
         &format!("{part}: requests of the other host"),
         0,
