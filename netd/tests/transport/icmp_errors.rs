@@ -364,9 +364,8 @@ fn answer_too_large(
                 learn(&socket, far)
             })
         });
-        let asked = wait.recv_timeout(LONG).map_err(io::Error::other)?;
+        wait.recv_timeout(LONG).map_err(io::Error::other)?;
         client.run(move || {
-            let () = asked;
             let socket = UdpSocket::bind((any_of(far), 0))?;
             socket.send_to(b"?", SocketAddr::new(own, TO_LARGE))
         })?;
