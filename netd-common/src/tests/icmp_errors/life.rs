@@ -131,11 +131,17 @@ fn an_error_after_its_way_was_forgotten<F: Addresses>() {
     host.model.pass(5);
     assert_eq!(say(&host), out::<F>(UP1));
     assert_eq!(reply(&host), out::<F>(UP1), "as the flow's own packets");
-    for reason in [DropReason::NoRoute, DropReason::Blackhole] {
+    for (reason, answer) in [
+        (
+            DropReason::NoRoute,
+            Outcome::AnswerPeer(DropReason::NoRoute),
+        ),
+        (DropReason::Blackhole, dropped(DropReason::Blackhole)),
+    ] {
         host.model.pass(5);
         host.route(Err(reason));
-        assert_eq!(say(&host), dropped(reason));
-        assert_eq!(reply(&host), dropped(reason));
+        assert_eq!(say(&host), dropped(reason), "never about an error");
+        assert_eq!(reply(&host), answer);
     }
     // A masquerade address belongs to its uplink: the error may not leave by another.
     let (mut host, [_, back]) = flow::<F>(Kind::Masquerade, proto::UDP, plain).expect("a flow");
