@@ -228,6 +228,9 @@ pub struct Seat<A> {
 }
 
 impl<A> Seat<A> {
+    /// [`Seat::state`] while the tuple is written.
+    pub const BEING_TAKEN: u64 = (u32::MAX as u64) << 32;
+
     /// Generation and owner as one number.
     #[must_use]
     #[inline(always)]

@@ -425,6 +425,9 @@ impl<F: ModelFamily> Tables<F> for Model {
         }
         same
     }
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64 {
+        Seat::<F::Addr>::state(seat.generation, seat.owner)
+    }
     fn next_seat(&self, table: usize) -> u32 {
         let hand = &self.hands[table];
         hand.replace(hand.get().wrapping_add(1))

@@ -206,6 +206,8 @@ pub struct Scratch<A> {
     pub query: RouteQuery<A>,
     /// A route lookup's answer.
     pub route: Route<A>,
+    /// The best seat that was found so far.
+    pub candidate: crate::room::Candidate,
     /// Seat of a flow that is being made.
     pub seat: u32,
     /// Entry of the original direction.
@@ -280,6 +282,8 @@ pub trait Tables<F: Family> {
     fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>>;
     /// Changes [`Seat::state`] if it still is what it was, atomically; was it?
     fn swap_seat(&self, seat: &mut Seat<F::Addr>, from: u64, to: u64) -> bool;
+    /// [`Seat::state`], all at one moment.
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64;
     /// Moves the hand of a [`crate::abi::flow_table`] on; where it was.
     fn next_seat(&self, table: usize) -> u32;
     /// `HOLDINGS`: flows that a container has in a [`crate::abi::flow_table`].

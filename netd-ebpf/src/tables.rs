@@ -443,6 +443,12 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64 {
+        // SAFETY: as above; one load.
+        unsafe { (&raw const seat.generation).cast::<u64>().read_volatile() }
+    }
+
+    #[inline(always)]
     fn next_seat(&self, table: usize) -> u32 {
         let Some(hand) = maps::HANDS.get_ptr_mut(table as u32) else {
             return 0;
