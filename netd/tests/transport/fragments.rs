@@ -109,10 +109,10 @@ fn large_datagrams(tx_offload: bool) {
     let drops = drops(&world);
     for (reason, count) in &drops {
         world.check(
-            "nothing was dropped as a fragment",
+            "dropped as fragments",
             "none",
             format!("{count} {reason}"),
-            { !reason.starts_with("fragment") },
+            !reason.starts_with("fragment"),
         );
     }
     world.end();
