@@ -39,59 +39,65 @@ use netd_common::{
 
 use crate::{skb::Skb, tables::Maps};
 
+/// The body of a program. A macro, and the programs are `inline(always)` into what `classifier` makes
+/// of them: LLVM would make BPF functions of functions and closures that it finds too large, and their
+/// frames would be one more on the stack.
+macro_rules! run {
+    ($ctx:ident, $hook:expr, $pipeline:path) => {{
+        let ctx = $ctx.as_ptr().cast::<__sk_buff>();
+        let (meta, maps) = (meta(ctx, $hook), Maps(ctx));
+        let verdict = $pipeline(&mut Skb(ctx), &maps, &meta);
+        execute(ctx, &maps, &meta, verdict)
+    }};
+}
+
 /// What a container sends.
 #[classifier]
+#[inline(always)]
 pub fn from_endpoint(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_ENDPOINT, |skb, maps, meta| {
-        pipeline::from_endpoint(skb, maps, meta)
-    })
+    run!(ctx, hook::FROM_ENDPOINT, pipeline::from_endpoint)
 }
 
 /// What the stack or the bridge delivers to a container.
 #[classifier]
+#[inline(always)]
 pub fn to_endpoint(ctx: TcContext) -> i32 {
-    run(&ctx, hook::TO_ENDPOINT, |skb, maps, meta| {
-        pipeline::to_endpoint(skb, maps, meta)
-    })
+    run!(ctx, hook::TO_ENDPOINT, pipeline::to_endpoint)
 }
 
 /// What arrives on an interface that is not a container's.
 #[classifier]
+#[inline(always)]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
-        pipeline::from_uplink(skb, maps, meta)
-    })
+    run!(ctx, hook::FROM_UPLINK, pipeline::from_uplink)
 }
 
 /// The same, where packets have no Ethernet header: tun, WireGuard.
 #[classifier]
+#[inline(always)]
 pub fn from_tunnel(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
-        pipeline::from_tunnel(skb, maps, meta)
-    })
+    run!(ctx, hook::FROM_UPLINK, pipeline::from_tunnel)
 }
 
 /// What enters the stack through a managed bridge.
 #[classifier]
+#[inline(always)]
 pub fn bridge_guard_in(ctx: TcContext) -> i32 {
-    run(&ctx, hook::BRIDGE_IN, |skb, maps, meta| {
-        pipeline::bridge_guard_in(skb, maps, meta)
-    })
+    run!(ctx, hook::BRIDGE_IN, pipeline::bridge_guard_in)
 }
 
 /// What the stack sends into a managed bridge.
 #[classifier]
+#[inline(always)]
 pub fn bridge_guard_out(ctx: TcContext) -> i32 {
-    run(&ctx, hook::BRIDGE_OUT, |skb, maps, meta| {
-        pipeline::bridge_guard_out(skb, maps, meta)
-    })
+    run!(ctx, hook::BRIDGE_OUT, pipeline::bridge_guard_out)
 }
 
+/// Reads the context.
 #[inline(always)]
-fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> Verdict) -> i32 {
-    let ctx = ctx.as_ptr().cast::<__sk_buff>();
+fn meta(ctx: *mut __sk_buff, hook: u8) -> Meta {
     // SAFETY: the context outlives the program.
-    let meta = unsafe {
+    unsafe {
         Meta {
             ifindex: (*ctx).ifindex,
             ingress_ifindex: (*ctx).ingress_ifindex,
@@ -99,10 +105,7 @@ fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> V
             vlan: u8::from((*ctx).vlan_present != 0),
             hook,
         }
-    };
-    let maps = Maps(ctx);
-    let verdict = pipeline(&mut Skb(ctx), &maps, &meta);
-    execute(ctx, &maps, &meta, verdict)
+    }
 }
 
 const PACKET_HOST: u32 = 0;

@@ -18,7 +18,7 @@ use crate::{
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    icmp_error as about, mss, refusal, yields,
+    fragmenting, icmp_error as about, mss, refusal, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -524,6 +524,19 @@ pub fn answer<F: Family, P: Packet, T: Steps<F>>(
     verdict: u64,
 ) -> u64 {
     refusal::answer::<F, P, T>(packet, tables, ifindex, Verdict(verdict)).0
+}
+
+/// Sends the packet in hand along its flow in pieces. Returns the [`Verdict`] of the last.
+#[inline(always)]
+pub fn fragment<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    fragmenting::fragment::<F, P, T>(packet, tables, ifindex)
+        .of(F::VERSION, 0)
+        .slow()
+        .0
 }
 
 /// Lowers the MSS of the SYN in hand to what its flow carries. 1: it was changed.
