@@ -25,6 +25,8 @@ const L4: u32 = ETH_LEN + 20;
 const PAYLOAD: usize = 4;
 /// Most pieces that a packet is cut into.
 const PIECES: u32 = 4;
+/// Largest payload that is cut: what the buffer holds.
+const LARGEST: u32 = QUOTE_ROOM as u32 - 64;
 const MORE: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 
@@ -56,7 +58,7 @@ pub(super) fn fragment<F: Family, P: Packet, T: Steps<F>>(
     }
     let payload = total - 20;
     let chunk = u32::from(slot.mtu()).wrapping_sub(20) & 0xfff8;
-    if payload >= QUOTE_ROOM as u32 || chunk < 8 || payload > chunk * PIECES {
+    if payload > LARGEST || chunk < 8 || payload > chunk * PIECES {
         return refused;
     }
     // SCTP's CRC32c may be left to the device, and cannot be told from one that is not.
