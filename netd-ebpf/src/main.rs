@@ -39,58 +39,46 @@ use netd_common::{
 
 use crate::{skb::Skb, tables::Maps};
 
-/// The body of a program. A macro, and the programs are `inline(always)` into what `classifier` makes
-/// of them: LLVM would make BPF functions of functions and closures that it finds too large, and their
-/// frames would be one more on the stack.
-macro_rules! run {
-    ($ctx:ident, $hook:expr, $pipeline:path) => {{
-        let ctx = $ctx.as_ptr().cast::<__sk_buff>();
-        let (meta, maps) = (meta(ctx, $hook), Maps(ctx));
-        let verdict = $pipeline(&mut Skb(ctx), &maps, &meta);
-        execute(ctx, &maps, &meta, verdict)
-    }};
+/// A program: the hook's pipeline, and the kernel's action for its verdict. Everything up to the
+/// steps of the slow path is one function: LLVM finds it too large to inline by itself, and a call
+/// per packet is what that would cost.
+macro_rules! program {
+    ($(#[$doc:meta])* $name:ident, $hook:expr) => {
+        $(#[$doc])*
+        #[classifier]
+        #[inline(always)]
+        pub fn $name(ctx: TcContext) -> i32 {
+            let ctx = ctx.as_ptr().cast::<__sk_buff>();
+            let (meta, maps) = (meta(ctx, $hook), Maps(ctx));
+            let verdict = pipeline::$name(&mut Skb(ctx), &maps, &meta);
+            execute(ctx, &maps, &meta, verdict)
+        }
+    };
 }
 
-/// What a container sends.
-#[classifier]
-#[inline(always)]
-pub fn from_endpoint(ctx: TcContext) -> i32 {
-    run!(ctx, hook::FROM_ENDPOINT, pipeline::from_endpoint)
+program! {
+    /// What a container sends.
+    from_endpoint, hook::FROM_ENDPOINT
 }
-
-/// What the stack or the bridge delivers to a container.
-#[classifier]
-#[inline(always)]
-pub fn to_endpoint(ctx: TcContext) -> i32 {
-    run!(ctx, hook::TO_ENDPOINT, pipeline::to_endpoint)
+program! {
+    /// What the stack or the bridge delivers to a container.
+    to_endpoint, hook::TO_ENDPOINT
 }
-
-/// What arrives on an interface that is not a container's.
-#[classifier]
-#[inline(always)]
-pub fn from_uplink(ctx: TcContext) -> i32 {
-    run!(ctx, hook::FROM_UPLINK, pipeline::from_uplink)
+program! {
+    /// What arrives on an interface that is not a container's.
+    from_uplink, hook::FROM_UPLINK
 }
-
-/// The same, where packets have no Ethernet header: tun, WireGuard.
-#[classifier]
-#[inline(always)]
-pub fn from_tunnel(ctx: TcContext) -> i32 {
-    run!(ctx, hook::FROM_UPLINK, pipeline::from_tunnel)
+program! {
+    /// The same, where packets have no Ethernet header: tun, WireGuard.
+    from_tunnel, hook::FROM_UPLINK
 }
-
-/// What enters the stack through a managed bridge.
-#[classifier]
-#[inline(always)]
-pub fn bridge_guard_in(ctx: TcContext) -> i32 {
-    run!(ctx, hook::BRIDGE_IN, pipeline::bridge_guard_in)
+program! {
+    /// What enters the stack through a managed bridge.
+    bridge_guard_in, hook::BRIDGE_IN
 }
-
-/// What the stack sends into a managed bridge.
-#[classifier]
-#[inline(always)]
-pub fn bridge_guard_out(ctx: TcContext) -> i32 {
-    run!(ctx, hook::BRIDGE_OUT, pipeline::bridge_guard_out)
+program! {
+    /// What the stack sends into a managed bridge.
+    bridge_guard_out, hook::BRIDGE_OUT
 }
 
 /// Reads the context.

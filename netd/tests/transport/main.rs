@@ -6,6 +6,7 @@
 //! unload at the end that must leave nothing.
 
 mod answers;
+mod icmp_errors;
 mod ipsec;
 mod mtu;
 mod mtu_tunnel;
