@@ -346,7 +346,7 @@ impl<F: Addresses> Host<F> {
 }
 
 fn is_fragment(frame: &[u8]) -> bool {
-    frame[12..14] == [8, 0] && (frame[20] & 0x3f != 0 || frame[21] != 0)
+    frame.len() > 21 && frame[12..14] == [8, 0] && (frame[20] & 0x3f != 0 || frame[21] != 0)
 }
 
 /// Out by an uplink.
