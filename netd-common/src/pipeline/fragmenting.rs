@@ -11,6 +11,7 @@ use crate::{
     drop::DropReason,
     nat::translate,
     packet::Packet,
+    parse::Kind,
     room,
     tables::{Scratch, Slot, Steps, Tables},
     wire::{ETH_LEN, Family, Ipv4Header, proto},
@@ -53,7 +54,8 @@ pub(super) fn fragment<F: Family, P: Packet, T: Steps<F>>(
         return refused;
     };
     let total = u32::from(u16::from_be_bytes(ip.total_len));
-    if scratch.parsed.l4 != L4 || total < 28 || packet.gso_size() != 0 {
+    let unable = scratch.parsed.kind == Kind::IcmpError || scratch.parsed.l4 != L4;
+    if unable || total < 28 || packet.gso_size() != 0 {
         return refused;
     }
     let payload = total - 20;

@@ -20,25 +20,33 @@ const TOLD: u64 = 1 << DropReason::NoRoute as u32
     | 1 << DropReason::TooBig as u32
     | 1 << DropReason::CannotFragment as u32;
 
-/// Puts an answer in the place of a packet that is dropped, where one is due. What is only too large
-/// is sent in pieces.
+/// A packet that is only too large for its way is sent in pieces; `verdict` says whether it is.
+#[inline(always)]
+pub(super) fn in_pieces<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    verdict: Verdict,
+) -> Verdict {
+    if F::VERSION != 4
+        || verdict.action() != DROP
+        || verdict.argument() != DropReason::CannotFragment as u32
+    {
+        return verdict;
+    }
+    Verdict(tables.fragment(packet, ifindex))
+        .of(F::VERSION, verdict.network())
+        .slow()
+}
+
+/// Puts an answer in the place of a packet that is dropped, where one is due.
 #[inline(always)]
 pub(super) fn tell<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
-    mut verdict: Verdict,
+    verdict: Verdict,
 ) -> Verdict {
-    if F::VERSION == 4
-        && verdict.action() == DROP
-        && verdict.argument() == DropReason::CannotFragment as u32
-    {
-        let pieces = Verdict(tables.fragment(packet, ifindex));
-        if pieces.action() != DROP || pieces.argument() != verdict.argument() {
-            return pieces.of(0, verdict.network());
-        }
-        verdict = verdict.slow();
-    }
     let reason = verdict.argument();
     if verdict.action() != DROP || reason > 63 || TOLD >> reason & 1 == 0 {
         return verdict;

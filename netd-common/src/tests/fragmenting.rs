@@ -198,3 +198,35 @@ fn its_length_and_one_packet_are_counted() {
     let flow = rows.values().find(|flow| flow.packets > 0).expect("a flow");
     assert_eq!((flow.packets, flow.bytes), (1, 1400 + 42));
 }
+
+/// The pieces of pieces: what a container has cut to its own MTU is too large for a tunnel.
+#[test]
+fn fragments_are_cut_again() {
+    let host = narrow(1280);
+    let whole = datagram(2950);
+    let mut wire = whole.packet::<V4>();
+    let body = wire.split_off(20);
+    let mut all = Vec::new();
+    for (offset, part) in [(0, &body[..1480]), (185, &body[1480..])] {
+        let mut frame = whole.clone();
+        let last = offset != 0;
+        frame.fragment = offset | if last { 0 } else { 0x2000 };
+        let head = frame.macs(bridge_mac(WEB), mac(C0)).bytes::<V4>();
+        let mut bytes = head[..34].to_vec();
+        bytes[16..18].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
+        bytes[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&[&bytes[14..34]]);
+        bytes[24..26].copy_from_slice(&sum);
+        bytes.extend(part);
+        let meta = Host::<V4>::meta(hook::FROM_ENDPOINT, C0);
+        let result = host.run(meta, bytes, 0);
+        assert_eq!(result.outcome, out::<V4>(UP0), "offset {offset}");
+        let field = u16::from_be_bytes([result.bytes[20], result.bytes[21]]);
+        assert_eq!(field & 0x2000 != 0, !last);
+        all.extend(pieces(&result));
+    }
+    assert_eq!(all.len(), 4);
+    let whole_again = reassemble(&all, 1280, 0);
+    assert_eq!(verify::<V4>(&whole_again), Ok(()));
+    assert_eq!(whole_again[42..], whole.l4[8..]);
+}
