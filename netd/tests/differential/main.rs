@@ -301,8 +301,8 @@ impl<'a> Differential<'a> {
         let mut bytes = shot.bytes.clone();
         let verdict = self.scenario.model.run(
             &mut GsoPacket {
-                bytes: &mut bytes,
                 gso_size: shot.gso_size,
+                ..GsoPacket::new(&mut bytes)
             },
             &shot.meta,
         );
