@@ -81,6 +81,8 @@ pub static IPSEC_V4: Array<IpsecPolicy<A4>, { IPSEC_POLICIES as usize }> = Array
 #[btf_map]
 pub static IPSEC_V6: Array<IpsecPolicy<A6>, { IPSEC_POLICIES as usize }> = Array::new();
 #[btf_map]
+pub static SUPPRESSED_V6: HashMap<SuppressedHop, Suppressed, 1024, NO_PREALLOC> = HashMap::new();
+#[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();

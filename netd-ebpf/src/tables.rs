@@ -13,7 +13,7 @@ use aya_ebpf::{
 use netd_common::{
     abi::*,
     drop::DropReason,
-    tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
+    tables::{InsertError, KernelSlot, RouteQuery, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
 };
 
@@ -239,7 +239,9 @@ pub struct FibLookup {
 const _: () = assert!(size_of::<FibLookup>() == 64);
 
 mod fib {
+    pub const DIRECT: u32 = 1 << 0;
     pub const SKIP_NEIGH: u32 = 1 << 2;
+    pub const TBID: u32 = 1 << 3;
     pub const SRC: u32 = 1 << 4;
     pub const SUCCESS: i64 = 0;
     pub const BLACKHOLE: i64 = 1;
@@ -526,28 +528,20 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
     };
     // SAFETY: this CPU's element.
     let params = unsafe { &mut *params };
-    params.family = F::AF;
-    params.l4_protocol = query.proto;
-    params.sport = 0;
-    params.dport = 0;
-    // Any length that fits: it makes the kernel tell the route's MTU.
-    params.mtu = 1;
-    params.ifindex = query.iif;
-    params.tos = 0;
-    params.src = words(&query.src);
-    params.dst = words(&query.dst);
-    params.vlan = 0;
-    params.macs = [0; 3];
-    let mut flags = 0;
-    if features::has(features::FIB_SKIP_NEIGH) {
-        flags |= fib::SKIP_NEIGH;
+    let mut result = look_up::<F>(ctx, params, query, 0);
+    if F::VERSION == 6
+        && matches!(result, fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR)
+        && let Some(instead) = suppressed(params, &words(&query.dst))
+    {
+        // Without the flag for a table (6.1), it cannot be asked: nothing leaves by what is suppressed.
+        if instead.table == 0 || !features::has(features::FIB_TABLE) {
+            return DropReason::NoRoute as u32;
+        }
+        result = look_up::<F>(ctx, params, query, instead.table);
+        if result == fib::NOT_FORWARDED && instead.flags & suppressed_flag::STANDS != 0 {
+            result = look_up::<F>(ctx, params, query, 0);
+        }
     }
-    if features::has(features::FIB_SRC) {
-        flags |= fib::SRC;
-    }
-    let params_pointer = core::ptr::from_mut(params).cast();
-    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
-    let result = unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, flags) };
     match result {
         // The neighbour is resolved by bpf_redirect_neigh; a source address is looked for elsewhere.
         fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR => {}
@@ -565,6 +559,57 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
         route.src = F::Addr::from_padded(&bytes(&params.src));
     }
     0
+}
+
+/// Asks the kernel: with the policy rules, or in one table. Returns `BPF_FIB_LKUP_RET_*`, or an errno below zero.
+#[inline(always)]
+fn look_up<F: FamilyMaps>(
+    ctx: *mut __sk_buff,
+    params: &mut FibLookup,
+    query: &RouteQuery<F::Addr>,
+    table: u32,
+) -> i64 {
+    params.family = F::AF;
+    params.l4_protocol = query.proto;
+    params.sport = 0;
+    params.dport = 0;
+    // Any length that fits: it makes the kernel tell the route's MTU.
+    params.mtu = 1;
+    params.ifindex = query.iif;
+    params.tos = 0;
+    params.src = words(&query.src);
+    params.dst = words(&query.dst);
+    // In the place of a table's number, if the flags say so.
+    params.vlan = table;
+    params.macs = [0; 3];
+    let mut flags = 0;
+    if table != 0 {
+        flags |= fib::DIRECT | fib::TBID;
+    }
+    if features::has(features::FIB_SKIP_NEIGH) {
+        flags |= fib::SKIP_NEIGH;
+    }
+    if features::has(features::FIB_SRC) {
+        flags |= fib::SRC;
+    }
+    let params_pointer = core::ptr::from_mut(params).cast();
+    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
+    unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, flags) }
+}
+
+/// What holds in the place of the route that was found, if a policy rule suppresses it.
+#[inline(always)]
+fn suppressed(found: &FibLookup, dst: &[u32; 4]) -> Option<Suppressed> {
+    let mut key = Aligned(SuppressedHop {
+        ifindex: found.ifindex,
+        via: V6Addr::default(),
+    });
+    // A route without a gateway leaves the destination in its place.
+    if found.dst != *dst {
+        key.0.via = V6Addr(bytes(&found.dst));
+    }
+    // SAFETY: copied at once.
+    unsafe { maps::SUPPRESSED_V6.get(&key.0) }.copied()
 }
 
 /// 1 if a socket of the host would take a packet with the tuple `scratch.socket`.
