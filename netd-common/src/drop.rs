@@ -116,6 +116,8 @@ reasons! {
     IcmpQuote = 41, "icmp-quote";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
+    /// The packet may be fragmented on its way, but cannot be: it has options, or is a GSO packet.
+    CannotFragment = 47, "cannot-fragment";
     /// An IPsec policy covers the flow, and only the kernel can encrypt or block it.
     IpsecPolicy = 55, "ipsec-policy";
 }

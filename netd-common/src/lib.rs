@@ -13,6 +13,7 @@
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
 //! | [`nat`] | rewriting a packet, choosing a source port |
+//! | [`answer`] | ICMP errors that netd itself sends |
 //! | [`mod@decide`] | what happens to a new flow |
 //! | [`pipeline`] | the hooks of packets |
 //! | [`host_access`] | the host's own sockets and published ports |
@@ -22,6 +23,7 @@
 #![cfg_attr(not(any(test, feature = "model")), no_std)]
 
 pub mod abi;
+pub mod answer;
 pub mod checksum;
 pub mod conntrack;
 pub mod decide;

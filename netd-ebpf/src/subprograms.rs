@@ -29,6 +29,7 @@ macro_rules! subprograms {
      $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
+     $answer:ident, $clamp_mss:ident,
      $route:ident, $host_listens:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -176,6 +177,16 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $answer(ctx: *mut __sk_buff, ifindex: u32, verdict: u64) -> u64 {
+            steps::answer::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, verdict)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $clamp_mss(ctx: *mut __sk_buff) -> u32 {
+            steps::clamp_mss::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
             tables::route::<$family>(ctx)
         }
@@ -265,6 +276,14 @@ macro_rules! subprograms {
                 $promote()
             }
             #[inline(always)]
+            fn answer<P: Packet>(&self, _: &mut P, ifindex: u32, verdict: u64) -> u64 {
+                $answer(self.0, ifindex, verdict)
+            }
+            #[inline(always)]
+            fn clamp_mss<P: Packet>(&self, _: &mut P) -> u32 {
+                $clamp_mss(self.0)
+            }
+            #[inline(always)]
             fn end(&self, generation: u32) {
                 $end(generation);
             }
@@ -323,6 +342,8 @@ subprograms!(
     claim_seat_v4,
     probe_seat_v4,
     vacate_seat_v4,
+    answer_v4,
+    clamp_mss_v4,
     route_v4,
     host_listens_v4
 );
@@ -353,6 +374,8 @@ subprograms!(
     claim_seat_v6,
     probe_seat_v6,
     vacate_seat_v6,
+    answer_v6,
+    clamp_mss_v6,
     route_v6,
     host_listens_v6
 );

@@ -107,6 +107,25 @@ impl<A: Address> Frame<A> {
         Self::icmp::<F>(src, dst, (F::ECHO_REPLY, 0), [id[0], id[1], 0, 1], b"ping")
     }
 
+    /// A TCP segment with these options, a multiple of 4 bytes.
+    ///
+    /// # Panics
+    /// If they are not.
+    #[must_use]
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        assert_eq!(options.len() % 4, 0, "TCP options come in words");
+        self.l4[12] = ((20 + options.len()) as u8 / 4) << 4;
+        self.l4.splice(20..20, options.iter().copied());
+        self
+    }
+
+    /// Not to be fragmented: sets DF (IPv4).
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.fragment = 0x4000;
+        self
+    }
+
     /// With these MACs: to, from.
     #[must_use]
     pub fn macs(mut self, to: [u8; 6], from: [u8; 6]) -> Self {

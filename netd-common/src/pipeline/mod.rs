@@ -7,6 +7,8 @@ mod from_endpoint;
 mod from_uplink;
 mod host_socket;
 mod icmp_error;
+mod mss;
+mod refusal;
 pub mod steps;
 mod to_endpoint;
 
@@ -65,6 +67,11 @@ pub enum Outcome {
     Endpoint(u32),
     /// Out of this interface, which has no Ethernet header and no neighbours.
     Device(u32),
+    /// Dropped, and answered: the answer is in the packet's place, for the container that it came
+    /// from.
+    AnswerPeer(DropReason),
+    /// The same, to be sent out of the interface that the packet came in by.
+    AnswerBack(DropReason),
 }
 
 const PASS: u64 = 0;
@@ -74,6 +81,10 @@ const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
 const ENDPOINT: u64 = 5;
 const DEVICE: u64 = 6;
+const ANSWER_PEER: u64 = 7;
+const ANSWER_BACK: u64 = 8;
+/// The bits of a [`Verdict`] that hold its action.
+const ACTION: u64 = 0x7f << 32;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -107,7 +118,7 @@ impl Verdict {
     }
 
     /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint,
-    /// 6 device.
+    /// 6 device, 7 and 8 answer.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -157,6 +168,14 @@ impl Verdict {
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
             ENDPOINT => Outcome::Endpoint(argument),
             DEVICE => Outcome::Device(argument),
+            ANSWER_PEER | ANSWER_BACK => {
+                let reason = DropReason::from_number(argument as u16).expect("a reason");
+                if self.action() == ANSWER_PEER {
+                    Outcome::AnswerPeer(reason)
+                } else {
+                    Outcome::AnswerBack(reason)
+                }
+            }
             action => panic!("no action {action}"),
         }
     }
@@ -245,7 +264,7 @@ fn deliver<F: Family, P: Packet>(
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
     if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
-        return Err(DropReason::TooBig);
+        oversize::<F>(packet, parsed, slot)?;
     }
     translate::<F>(packet, parsed, slot)?;
     slot.set_packets(slot.packets() + 1);
@@ -289,6 +308,32 @@ fn lead<F: Family, P: Packet>(
         NEIGHBOUR4
     };
     Ok(Verdict::new(action, slot.out_ifindex()))
+}
+
+/// A packet that is larger than the MTU on its way may go all the same if nobody asked that it stay
+/// whole, and it is for a container: bpf_redirect_peer knows no MTU, and the MTU of an interface is
+/// for what leaves by it, not for what it receives.
+///
+/// # Errors
+/// [`DropReason::TtlExpired`] (which a router finds out first), [`DropReason::TooBig`],
+/// [`DropReason::CannotFragment`].
+#[inline(always)]
+fn oversize<F: Family>(
+    packet: &impl Packet,
+    parsed: &Parsed<F::Addr>,
+    slot: &Slot<F::Addr>,
+) -> Result<(), DropReason> {
+    const DONT_FRAGMENT: u8 = 0x40;
+    if parsed.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    if F::VERSION != 4 || packet.read::<u8>(parsed.l3 + 6)? & DONT_FRAGMENT != 0 {
+        return Err(DropReason::TooBig);
+    }
+    if slot.flags() & flow_flag::TO_ENDPOINT != 0 {
+        return Ok(());
+    }
+    Err(DropReason::CannotFragment)
 }
 
 /// A GSO packet is as large as its segments.

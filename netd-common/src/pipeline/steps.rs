@@ -18,7 +18,7 @@ use crate::{
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    icmp_error as about, yields,
+    icmp_error as about, mss, refusal, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -512,6 +512,24 @@ pub fn promote<F: Family, T: Steps<F>>(tables: &T) -> u32 {
         Ok(()) => FORWARD,
         Err(reason) => encode(reason),
     }
+}
+
+/// Puts the answer to the packet that `verdict` drops in its place. Returns the [`Verdict`] that
+/// sends it, or `verdict` where none is due.
+#[inline(always)]
+pub fn answer<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    verdict: u64,
+) -> u64 {
+    refusal::answer::<F, P, T>(packet, tables, ifindex, Verdict(verdict)).0
+}
+
+/// Lowers the MSS of the SYN in hand to what its flow carries. 1: it was changed.
+#[inline(always)]
+pub fn clamp_mss<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u32 {
+    mss::clamp::<F, P, T>(packet, tables)
 }
 
 /// [`room::claim`], and returns what it does.

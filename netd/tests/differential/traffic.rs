@@ -7,6 +7,7 @@ use netd_common::parse::parse;
 use netd_common::pipeline::Meta;
 use netd_common::wire::{Address, ETH_LEN, V4, V6, proto};
 
+use super::mtu;
 use super::quoted;
 use super::random::Random;
 use super::scenario::{Container, LabFamily, Scenario};
@@ -122,7 +123,8 @@ fn follow_up<F: LabFamily>(
         _ => ACK,
     };
     let payload = random.payload();
-    let mut packet = transport::<F>(key, flags, &payload);
+    let packet = transport::<F>(key, flags, &payload);
+    let mut packet = mtu::dress::<F>(random, packet);
     let ethernet = flow.in_mac;
     let from_container = ethernet != [0; 6];
     packet.to = if from_container {
@@ -369,6 +371,7 @@ fn any<F: LabFamily>(
     if random.chance(5) {
         frame.ttl = 1;
     }
+    frame = mtu::dress::<F>(random, frame);
     if F::VERSION == 4 && random.chance(5) {
         frame.options = vec![1; 4 * random.between(1, 10) as usize];
     }
