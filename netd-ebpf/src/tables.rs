@@ -14,7 +14,7 @@ use netd_common::{
     abi::*,
     answer::Buffer,
     drop::DropReason,
-    tables::{InsertError, KernelSlot, RouteQuery, Scratch, Slot, Tables},
+    tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
 };
 
@@ -238,6 +238,26 @@ pub struct FibLookup {
     macs: [u32; 3],
 }
 const _: () = assert!(size_of::<FibLookup>() == 64);
+
+impl FibLookup {
+    /// An assignment would be a call of memmove, with a frame of its own.
+    #[inline(always)]
+    fn copy_from(&mut self, other: &Self) {
+        // SAFETY: a borrow that may write and one that reads do not overlap.
+        unsafe { core::ptr::copy_nonoverlapping(other, self, 1) }
+    }
+}
+
+/// [`SuppressedHop`] in words.
+#[repr(C)]
+pub struct HopWords {
+    ifindex: u32,
+    a: u32,
+    b: u32,
+    c: u32,
+    d: u32,
+}
+const _: () = assert!(size_of::<HopWords>() == size_of::<SuppressedHop>());
 
 mod fib {
     pub const DIRECT: u32 = 1 << 0;
@@ -551,20 +571,29 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
     };
     // SAFETY: this CPU's element.
     let params = unsafe { &mut *params };
-    let mut result = look_up::<F>(ctx, params, query, 0);
-    if F::VERSION == 6
-        && matches!(result, fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR)
-        && let Some(instead) = suppressed(params, &words(&query.dst))
-    {
-        // Without the flag for a table (6.1), it cannot be asked: nothing leaves by what is suppressed.
-        if instead.table == 0 || !features::has(features::FIB_TABLE) {
-            return DropReason::NoRoute as u32;
-        }
-        result = look_up::<F>(ctx, params, query, instead.table);
-        if result == fib::NOT_FORWARDED && instead.flags & suppressed_flag::STANDS != 0 {
-            result = look_up::<F>(ctx, params, query, 0);
-        }
+    params.family = F::AF;
+    params.l4_protocol = query.proto;
+    params.sport = 0;
+    params.dport = 0;
+    // Any length that fits: it makes the kernel tell the route's MTU.
+    params.mtu = 1;
+    params.ifindex = query.iif;
+    params.tos = 0;
+    params.src = words(&query.src);
+    params.dst = words(&query.dst);
+    // The rest is the answer's.
+    let mut flags = 0;
+    if features::has(features::FIB_SKIP_NEIGH) {
+        flags |= fib::SKIP_NEIGH;
     }
+    if features::has(features::FIB_SRC) {
+        flags |= fib::SRC;
+    }
+    let result = if F::VERSION == 6 {
+        look_up_unsuppressed(ctx, params, flags)
+    } else {
+        look_up(ctx, params, flags)
+    };
     match result {
         // The neighbour is resolved by bpf_redirect_neigh; a source address is looked for elsewhere.
         fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR => {}
@@ -577,62 +606,69 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
     route.mtu = u32::from(params.mtu);
     route.via = bytes(&params.dst);
     route.via_v6 = params.family == V6::AF;
-    route.src = F::Addr::default();
-    if features::has(features::FIB_SRC) && result == fib::SUCCESS {
-        route.src = F::Addr::from_padded(&bytes(&params.src));
-    }
+    // Not a default that is overwritten: its zeroes would be a call of memset, with a frame of its own.
+    let known = features::has(features::FIB_SRC) && result == fib::SUCCESS;
+    let known = 0u32.wrapping_sub(u32::from(known));
+    let [a, b, c, d] = params.src;
+    route.src = F::Addr::from_padded(&bytes(&[a & known, b & known, c & known, d & known]));
     0
 }
 
-/// Asks the kernel: with the policy rules, or in one table. Returns `BPF_FIB_LKUP_RET_*`, or an errno below zero.
+/// Asks the kernel. Returns `BPF_FIB_LKUP_RET_*`, or an errno below zero.
 #[inline(always)]
-fn look_up<F: FamilyMaps>(
-    ctx: *mut __sk_buff,
-    params: &mut FibLookup,
-    query: &RouteQuery<F::Addr>,
-    table: u32,
-) -> i64 {
-    params.family = F::AF;
-    params.l4_protocol = query.proto;
-    params.sport = 0;
-    params.dport = 0;
-    // Any length that fits: it makes the kernel tell the route's MTU.
-    params.mtu = 1;
-    params.ifindex = query.iif;
-    params.tos = 0;
-    params.src = words(&query.src);
-    params.dst = words(&query.dst);
-    // In the place of a table's number, if the flags say so.
-    params.vlan = table;
-    params.macs = [0; 3];
-    let mut flags = 0;
-    if table != 0 {
-        flags |= fib::DIRECT | fib::TBID;
-    }
-    if features::has(features::FIB_SKIP_NEIGH) {
-        flags |= fib::SKIP_NEIGH;
-    }
-    if features::has(features::FIB_SRC) {
-        flags |= fib::SRC;
-    }
+fn look_up(ctx: *mut __sk_buff, params: &mut FibLookup, flags: u32) -> i64 {
     let params_pointer = core::ptr::from_mut(params).cast();
     // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
     unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, flags) }
 }
 
-/// What holds in the place of the route that was found, if a policy rule suppresses it.
+/// The same for IPv6, and does what the kernel omits there: a route that a policy rule suppresses
+/// does not count. See netd's `desired/suppressed.rs`.
 #[inline(always)]
-fn suppressed(found: &FibLookup, dst: &[u32; 4]) -> Option<Suppressed> {
-    let mut key = Aligned(SuppressedHop {
-        ifindex: found.ifindex,
-        via: V6Addr::default(),
-    });
-    // A route without a gateway leaves the destination in its place.
-    if found.dst != *dst {
-        key.0.via = V6Addr(bytes(&found.dst));
+fn look_up_unsuppressed(ctx: *mut __sk_buff, params: &mut FibLookup, flags: u32) -> i64 {
+    let (Some(question), Some(hop)) = (
+        maps::FIB_LOOKUP.get_ptr_mut(1),
+        maps::FOUND_HOP.get_ptr_mut(0),
+    ) else {
+        return -1;
+    };
+    // SAFETY: this CPU's elements, and not those of `params`.
+    let (question, hop) = unsafe { (&mut *question, &mut *hop) };
+    question.copy_from(params);
+    let result = look_up(ctx, params, flags);
+    if !matches!(result, fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR) {
+        return result;
     }
-    // SAFETY: copied at once.
-    unsafe { maps::SUPPRESSED_V6.get(&key.0) }.copied()
+    // A route without a gateway leaves the destination in its place.
+    let differs = (params.dst[0] ^ question.dst[0])
+        | (params.dst[1] ^ question.dst[1])
+        | (params.dst[2] ^ question.dst[2])
+        | (params.dst[3] ^ question.dst[3]);
+    let gateway = if differs == 0 { 0 } else { u32::MAX };
+    hop.ifindex = params.ifindex;
+    // Not as an array: a store of zeroes would be a call of memset, with a frame of its own.
+    hop.a = params.dst[0] & gateway;
+    hop.b = params.dst[1] & gateway;
+    hop.c = params.dst[2] & gateway;
+    hop.d = params.dst[3] & gateway;
+    let key = core::ptr::from_ref(hop).cast::<SuppressedHop>();
+    // SAFETY: the same size, and every bit pattern is an address. The value is copied at once.
+    let Some(instead) = unsafe { maps::SUPPRESSED_V6.get(&*key) }.copied() else {
+        return result;
+    };
+    // A kernel that cannot be asked about one table (6.1): nothing leaves by what is suppressed.
+    if instead.table == 0 || !features::has(features::FIB_TABLE) {
+        return fib::NOT_FORWARDED;
+    }
+    params.copy_from(question);
+    // In the same place.
+    params.vlan = instead.table;
+    let result = look_up(ctx, params, flags | fib::DIRECT | fib::TBID);
+    if result == fib::NOT_FORWARDED && instead.flags & suppressed_flag::STANDS != 0 {
+        params.copy_from(question);
+        return look_up(ctx, params, flags);
+    }
+    result
 }
 
 /// 1 if a socket of the host would take a packet with the tuple `scratch.socket`.
