@@ -5,7 +5,10 @@
 //! `world` is that of the semantics: a standard host with a daemon, a guard against leaks on every uplink, and an
 //! unload at the end that must leave nothing.
 
+mod answers;
+mod icmp_errors;
 mod ipsec;
+mod mtu;
 mod mtu_tunnel;
 mod path;
 mod traceroute;
