@@ -143,6 +143,7 @@ impl<'a> Differential<'a> {
             fib_source: true,
             fib_skip_neigh: true,
             csum_ipv6: true,
+            fib_table: true,
         };
         let scenario = Scenario::random(&mut random, host);
         Ok(Self {
