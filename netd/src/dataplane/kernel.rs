@@ -37,6 +37,8 @@ pub struct Features {
     pub fib_skip_neigh: bool,
     /// BPF_F_IPV6 of bpf_l4_csum_replace (6.16 and some stable kernels).
     pub csum_ipv6: bool,
+    /// BPF_FIB_LOOKUP_TBID (6.5).
+    pub fib_table: bool,
 }
 
 impl Features {
@@ -45,6 +47,7 @@ impl Features {
         u32::from(self.fib_source)
             | u32::from(self.fib_skip_neigh) << 1
             | u32::from(self.csum_ipv6) << 2
+            | u32::from(self.fib_table) << 3
     }
 }
 
@@ -54,6 +57,7 @@ impl From<&KernelFeatures> for Features {
             fib_source: kernel.fib_source,
             fib_skip_neigh: kernel.fib_skip_neigh,
             csum_ipv6: kernel.csum_ipv6,
+            fib_table: kernel.fib_table,
         }
     }
 }
