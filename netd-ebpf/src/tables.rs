@@ -568,6 +568,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn neighbour(&self, oif: u32) -> Option<[u8; 12]> {
+        neighbour::<F>(self.0, oif)
+    }
+
+    #[inline(always)]
     fn answer_buffer(&self) -> Option<&mut Buffer> {
         // SAFETY: this CPU's element, which no other program uses while this one runs.
         maps::ANSWER.get_ptr_mut(0).map(|p| unsafe { &mut *p })
@@ -597,6 +602,43 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         scratch.socket = *tuple;
         F::host_listens(self.0) != 0
     }
+}
+
+/// [`Tables::neighbour`].
+#[inline(always)]
+fn neighbour<F: FamilyMaps>(ctx: *mut __sk_buff, oif: u32) -> Option<[u8; 12]> {
+    let maps = Maps(ctx);
+    let scratch = <Maps as Tables<F>>::scratch(&maps)?;
+    let params = maps::FIB_LOOKUP.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element.
+    let params = unsafe { &mut *params };
+    let query = &scratch.query;
+    params.family = F::AF;
+    params.l4_protocol = query.proto;
+    params.sport = 0;
+    params.dport = 0;
+    params.mtu = 0;
+    params.ifindex = query.iif;
+    params.tos = 0;
+    params.src = words(&query.src);
+    params.dst = words(&query.dst);
+    params.vlan = 0;
+    params.macs = [0; 3];
+    let params_pointer = core::ptr::from_mut(params).cast();
+    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
+    let result = unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, 0) };
+    if result != fib::SUCCESS || params.ifindex != oif {
+        return None;
+    }
+    // The kernel's order is source, destination.
+    let (a, b, c) = (
+        params.macs[0].to_ne_bytes(),
+        params.macs[1].to_ne_bytes(),
+        params.macs[2].to_ne_bytes(),
+    );
+    Some([
+        b[2], b[3], c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b[0], b[1],
+    ])
 }
 
 /// Asks for `scratch.query`; the answer is `scratch.route`. 0, or the number of a [`DropReason`].

@@ -77,6 +77,7 @@ fn whole<F: Addresses>(results: Vec<Result<F>>, outcome: Outcome) -> Result<F> {
     assert_eq!(verify::<F>(&bytes), Ok(()));
     Result {
         outcome,
+        copies: Vec::new(),
         bytes,
         family: PhantomData,
     }

@@ -170,7 +170,7 @@ impl<'a> Differential<'a> {
             } else if number % 12 == 0 {
                 self.disturb::<V4>()?;
                 self.disturb::<V6>()?;
-            } else if number % 12 == 6 {
+            } else if number % 6 == 3 {
                 self.age_fragments::<V4>()?;
                 self.age_fragments::<V6>()?;
             }
@@ -302,8 +302,8 @@ impl<'a> Differential<'a> {
         let mut bytes = shot.bytes.clone();
         let verdict = self.scenario.model.run(
             &mut GsoPacket {
-                bytes: &mut bytes,
                 gso_size: shot.gso_size,
+                ..GsoPacket::new(&mut bytes)
             },
             &shot.meta,
         );

@@ -6,6 +6,7 @@
 //! unload at the end that must leave nothing.
 
 mod answers;
+mod fragments;
 mod icmp_errors;
 mod ipsec;
 mod mtu;

@@ -410,7 +410,7 @@ pub fn path_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
     }
 }
 
-fn set(
+pub fn set(
     socket: &UdpSocket,
     level: libc::c_int,
     name: libc::c_int,
