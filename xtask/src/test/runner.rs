@@ -1,4 +1,4 @@
-//! The suites `tests` (every unit, integration and documentation test) and `survival`, one row per test.
+//! The suites `tests` (every unit, integration and documentation test), `survival` and `transport`, one row per test.
 //!
 //! Each test runs in a process of its own, as under nextest: namespace tests change the process
 //! they run in, and a test that hangs is killed alone. Unlike nextest and libtest this keeps what
@@ -26,6 +26,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// The target of the suite [`survival`], which is not run by [`tests`] as well.
 const SURVIVAL: &str = "netd::survival";
+/// The target of the suite [`transport`], which is not run by [`tests`] as well.
+const TRANSPORT: &str = "netd::transport";
 
 /// Builds and runs them; a build that fails is a row, not an error.
 pub(super) fn tests(name: &str) -> anyhow::Result<Vec<Row>> {
@@ -33,9 +35,10 @@ pub(super) fn tests(name: &str) -> anyhow::Result<Vec<Row>> {
     if !built.success() {
         return Ok(vec![Row::new(name, "builds", built.describe(), false)]);
     }
-    let queue = queue_of(&built, |binary| binary.id != SURVIVAL)?;
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let mut rows = run_all(queue, workers);
+    let queue = queue_of(&built, |binary| {
+        ![SURVIVAL, TRANSPORT].contains(&binary.id.as_str())
+    })?;
+    let mut rows = run_all(queue, workers());
     rows.push(doc_tests(&format!("{name} doc"))?);
     Ok(rows)
 }
@@ -74,6 +77,22 @@ pub(super) fn survival(name: &str) -> anyhow::Result<Vec<Row>> {
             .push(("NETD_SECOND_BUILD", copy.clone().into_os_string()));
     }
     Ok(run_all(queue, 1))
+}
+
+/// ICMP errors, fragments, MTU, tunnels and routes (`netd/tests/transport`), as many tests at a time as there are
+/// processors.
+pub(super) fn transport(name: &str) -> anyhow::Result<Vec<Row>> {
+    let built = build(name, &["test", "--no-run", "--test", "transport"])?;
+    if !built.success() {
+        return Ok(vec![Row::new(name, "builds", built.describe(), false)]);
+    }
+    let queue = queue_of(&built, |binary| binary.id == TRANSPORT)?;
+    Ok(run_all(queue, workers()))
+}
+
+/// How many tests run at a time.
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Runs cargo over the whole workspace, so that every suite shares what the others have built.

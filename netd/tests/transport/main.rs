@@ -1,0 +1,14 @@
+//! Transport correctness on hosts that are network namespaces: the built `netd run`, real sockets, tunnels of MTU 1280,
+//! WireGuard, two uplinks. One module per subject; each test in a process of its own
+//! (`cargo xtask test --only transport`).
+//!
+//! `world` is that of the semantics: a standard host with a daemon, a guard against leaks on every uplink, and an
+//! unload at the end that must leave nothing.
+
+mod two_uplinks;
+#[allow(
+    dead_code,
+    reason = "shared with the semantics, which use more of it than these tests"
+)]
+#[path = "../semantics/world.rs"]
+mod world;
