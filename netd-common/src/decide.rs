@@ -135,6 +135,11 @@ impl<A: Address> Decision<A> {
     }
 }
 
+/// Index of a byte that [`Leg::via`] of a way into a container does not need: in the entry of the
+/// replies of what a container opened it keeps [`Scratch::tos`]. A flow is routed by that for its
+/// life, whichever of its packets leads to another lookup.
+pub const TOS: usize = 12;
+
 /// Gateway mode of a network for this family.
 #[inline(always)]
 #[must_use]
@@ -495,9 +500,10 @@ fn egress<F: Family, T: Tables<F>>(
     if masquerade && !has_ports {
         return Err(DropReason::UnsupportedProtocol);
     }
-    scratch
-        .query
-        .ask(network.bridge, tuple.src, tuple.dst, tuple.proto);
+    let query = &mut scratch.query;
+    query.ask(network.bridge, tuple.src, tuple.dst, tuple.proto);
+    query.between(tuple.sport, tuple.dport);
+    query.tos = scratch.tos;
     tables.route()?;
     let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
 
@@ -516,6 +522,7 @@ fn egress<F: Family, T: Tables<F>>(
     d.forward.lead_to_uplink(&scratch.route);
     d.reply.in_ifindex = scratch.route.oif;
     d.reply.lead_to_endpoint(origin.ifindex, &client, network);
+    d.reply.via[TOS] = scratch.tos;
     if masquerade {
         d.kind = flow_kind::MASQUERADE;
         d.snat = 1;
@@ -579,7 +586,10 @@ pub(crate) fn check_source<F: Family, T: Tables<F>>(
         .uplink(ifindex)
         .is_some_and(|u| u.flags & uplink_flag::STRICT_RP_FILTER != 0);
     if strict && enforced(Check::ReversePath) {
-        scratch.query.ask(bridge, tuple.dst, tuple.src, tuple.proto);
+        let query = &mut scratch.query;
+        query.ask(bridge, tuple.dst, tuple.src, tuple.proto);
+        query.between(tuple.dport, tuple.sport);
+        query.tos = scratch.tos;
         if tables.route().is_err() || scratch.route.oif != ifindex {
             return Err(DropReason::ReversePath);
         }

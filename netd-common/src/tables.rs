@@ -9,7 +9,7 @@ use crate::{
     },
     drop::DropReason,
     parse::Parsed,
-    wire::Family,
+    wire::{Family, proto},
 };
 
 /// A flow entry inside a map.
@@ -143,18 +143,37 @@ pub struct RouteQuery<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
+    /// Source port, wire order; 0 where the protocol has none. For `ip rule sport`, and for the
+    /// choice among several next hops (`fib_multipath_hash_policy = 1`).
+    pub sport: [u8; 2],
+    /// Destination port, as `sport`.
+    pub dport: [u8; 2],
     /// IP protocol.
     pub proto: u8,
+    /// The six bits of the differentiated services field (RFC 2474), in their place; no ECN.
+    pub tos: u8,
 }
 
 impl<A> RouteQuery<A> {
-    /// Sets the question in place.
+    /// Sets the question in place, without ports and service class.
     #[inline(always)]
     pub fn ask(&mut self, iif: u32, src: A, dst: A, proto: u8) {
         self.iif = iif;
         self.src = src;
         self.dst = dst;
         self.proto = proto;
+        self.sport = [0; 2];
+        self.dport = [0; 2];
+        self.tos = 0;
+    }
+
+    /// Adds the ports, if the protocol has such: an echo's identifier is none.
+    #[inline(always)]
+    pub fn between(&mut self, sport: [u8; 2], dport: [u8; 2]) {
+        if matches!(self.proto, proto::TCP | proto::UDP | proto::SCTP) {
+            self.sport = sport;
+            self.dport = dport;
+        }
     }
 }
 
@@ -198,6 +217,8 @@ pub struct Scratch<A> {
     pub socket: Tuple<A>,
     /// What was decided.
     pub decision: crate::decide::Decision<A>,
+    /// [`RouteQuery::tos`] of the flow in `tuple`: that of the packet that opened it.
+    pub tos: u8,
     /// A route lookup's question.
     pub query: RouteQuery<A>,
     /// A route lookup's answer.

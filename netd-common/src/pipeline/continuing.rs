@@ -4,10 +4,11 @@
 use crate::{
     abi::{Config, flow_flag, network_flag},
     conntrack::{Direction, State, datagram_next, idle, reopens, tcp_flags_valid, tcp_next},
-    decide::{Action, Leg, egress_uplink},
+    decide::{Action, Leg, TOS, egress_uplink},
     drop::DropReason,
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
+    parse::service_class,
     room,
     tables::{Scratch, Slot, Steps, Tables},
     wire::{Family, proto, tcp_flag},
@@ -74,7 +75,14 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     let to_uplink = slot.flags() & flow_flag::TO_ENDPOINT == 0;
     if to_uplink
         && tables.now().wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
-        && !or_drop!(reroute::<F, T>(tables, scratch, &slot, ifindex))
+        && !or_drop!({
+            scratch.tos = if reply {
+                service_class::<F>(packet, scratch.parsed.l3)
+            } else {
+                other.via()[TOS]
+            };
+            reroute::<F, T>(tables, scratch, &slot, ifindex)
+        })
     {
         return ask::<F, T>(tables, scratch, &slot, &other);
     }
@@ -125,8 +133,15 @@ fn ask<F: Family, T: Steps<F>>(
         scratch.parsed.tuple
     };
     if is_uplink_side(original) {
+        scratch.tos = 0;
         return steps::ask(opened_on, 0);
     }
+    let replies = if reply { slot } else { other };
+    scratch.tos = if replies.flags() & flow_flag::TO_ENDPOINT != 0 {
+        replies.via()[TOS]
+    } else {
+        0
+    };
     // The container may be gone, or its address another's.
     let network = tables.endpoint(opened_on).map_or(0, |e| e.network);
     let owner = tables
@@ -255,9 +270,15 @@ fn reroute<F: Family, T: Tables<F>>(
     } else {
         scratch.parsed.tuple.src
     };
-    scratch
-        .query
-        .ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
+    let (sport, dport) = if reply {
+        (slot.sport(), slot.dport())
+    } else {
+        (scratch.parsed.tuple.sport, scratch.parsed.tuple.dport)
+    };
+    let query = &mut scratch.query;
+    query.ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
+    query.between(sport, dport);
+    query.tos = scratch.tos;
     tables.route()?;
     egress_uplink::<F, T>(tables, &mut scratch.route)?;
     let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;

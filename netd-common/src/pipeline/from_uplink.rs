@@ -8,7 +8,7 @@ use crate::{
     decide::check_source,
     drop::DropReason,
     packet::Packet,
-    parse::{Kind, inner_tuple, parse},
+    parse::{Kind, inner_tuple, parse, service_class},
     room,
     sabotage::{Check, enforced},
     tables::{Scratch, Steps, Tables},
@@ -75,6 +75,7 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::PASSED.0;
     };
+    scratch.tos = service_class::<F>(packet, scratch.parsed.l3);
     Judgement::encode(
         judge::<F, P, T>(packet, tables, config, ifindex, scratch),
         F::VERSION,

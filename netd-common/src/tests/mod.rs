@@ -8,6 +8,7 @@ mod lifetime;
 mod properties;
 mod publishing;
 mod room;
+mod routes;
 
 use std::marker::PhantomData;
 
