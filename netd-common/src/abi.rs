@@ -571,7 +571,8 @@ pub mod flow_flag {
     pub const TO_ENDPOINT: u16 = 8;
     /// The next hop in `via` is an IPv6 address (also for an IPv4 flow, RFC 5549).
     pub const HOP_V6: u16 = 16;
-    /// There is a next hop in `via`; clear: the destination is on the link.
+    /// There is a next hop in `via`; clear on the way to an uplink: it has no Ethernet header, and
+    /// nobody to be found on it.
     pub const HOP: u16 = 32;
     /// A FIN was seen in this direction.
     pub const FIN: u16 = 64;
@@ -579,6 +580,9 @@ pub mod flow_flag {
     pub const SAME_BRIDGE: u16 = 128;
     /// A container opened the flow, and [`super::Flow::owner`] is that container.
     pub const OUTGOING: u16 = 256;
+    /// The target is an uplink, and `via` holds the MAC of the next hop (6 bytes) and the uplink's
+    /// own (6 bytes): frames go out as they then are, and no neighbour table is asked.
+    pub const LINK: u16 = 512;
 }
 
 /// [`Flow::kind`].

@@ -91,8 +91,7 @@ reasons! {
     InvalidTcpFlags = 28, "invalid-tcp-flags";
     /// The port is published, but its container is not running.
     NoBackend = 29, "no-backend";
-    /// The way leads over an interface without an Ethernet header.
-    HeaderlessDevice = 30, "headerless-device";
+    // 30 was headerless-device: no way led over an interface without an Ethernet header.
     /// The way leads over an interface that netd does not manage.
     UnmanagedEgress = 31, "unmanaged-egress";
     /// Another flow owns the tuple of the replies.

@@ -27,15 +27,15 @@ use crate::{
     abi::{
         Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
         PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
-        local_kind, network_flag, port_prefix_base, port_word, table_event,
+        local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
     },
     checksum::Diff,
     drop::DropReason,
-    packet::{L4Checksum, Packet, SlicePacket},
+    packet::{self, L4Checksum, Packet, SlicePacket},
     pipeline::{self, Meta, Verdict, steps},
     room,
     tables::{InsertError, KernelSlot, Policy, Route, RouteQuery, Scratch, Slot, Steps, Tables},
-    wire::{Family, V4, V6, Wire},
+    wire::{ETH_LEN, Eth, Family, V4, V6, Wire},
 };
 
 /// Answers a route lookup.
@@ -222,11 +222,21 @@ impl Model {
         match meta.hook {
             hook::FROM_ENDPOINT => pipeline::from_endpoint(packet, self, meta),
             hook::TO_ENDPOINT => pipeline::to_endpoint(packet, self, meta),
+            hook::FROM_UPLINK if self.is_headerless(meta.ifindex) => {
+                pipeline::from_tunnel(packet, self, meta)
+            }
             hook::FROM_UPLINK => pipeline::from_uplink(packet, self, meta),
             hook::BRIDGE_IN => pipeline::bridge_guard_in(packet, self, meta),
             hook::BRIDGE_OUT => pipeline::bridge_guard_out(packet, self, meta),
             other => panic!("there is no hook {other}"),
         }
+    }
+
+    /// Do packets of this interface begin with the IP header?
+    #[must_use]
+    pub fn is_headerless(&self, ifindex: u32) -> bool {
+        let uplink = self.uplinks.get(&ifindex);
+        uplink.is_some_and(|uplink| uplink.flags & uplink_flag::L3 != 0)
     }
 
     /// Next hop of the last packet of this family that left by an uplink.
@@ -247,36 +257,41 @@ impl<F: ModelFamily> FamilyTables<F> {
 /// A packet in memory that may stand for several.
 pub struct GsoPacket<'a> {
     /// Its bytes.
-    pub whole: SlicePacket<'a>,
+    pub bytes: &'a mut Vec<u8>,
     /// Payload bytes per segment; 0: an ordinary packet.
     pub gso_size: u32,
 }
 
 impl<'a> GsoPacket<'a> {
     /// An ordinary packet.
-    pub fn new(bytes: &'a mut [u8]) -> Self {
-        Self {
-            whole: SlicePacket(bytes),
-            gso_size: 0,
-        }
+    pub fn new(bytes: &'a mut Vec<u8>) -> Self {
+        Self { bytes, gso_size: 0 }
+    }
+
+    fn whole(&mut self) -> SlicePacket<'_> {
+        SlicePacket(self.bytes)
     }
 }
 
 impl Packet for GsoPacket<'_> {
     fn len(&self) -> u32 {
-        self.whole.len()
+        self.bytes.len() as u32
     }
     fn gso_size(&self) -> u32 {
         self.gso_size
     }
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
-        self.whole.read(offset)
+        packet::read(self.bytes, offset)
     }
     fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
-        self.whole.write(offset, value)
+        self.whole().write(offset, value)
     }
     fn pull(&mut self, len: u32) -> bool {
-        self.whole.pull(len)
+        self.whole().pull(len)
+    }
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason> {
+        self.bytes.splice(..0, [0; ETH_LEN as usize]);
+        self.write(0, header)
     }
     fn l4_checksum(
         &mut self,
@@ -284,7 +299,7 @@ impl Packet for GsoPacket<'_> {
         change: Diff,
         how: L4Checksum,
     ) -> Result<(), DropReason> {
-        self.whole.l4_checksum(offset, change, how)
+        self.whole().l4_checksum(offset, change, how)
     }
 }
 
@@ -443,8 +458,17 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }
-    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
-        steps::decide::<F, _>(self, ifindex, network, fresh)
+    fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::classify::<F, _>(self, ifindex, network, fresh)
+    }
+    fn publish(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::publish::<F, _>(self, ifindex, network, fresh)
+    }
+    fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::direct::<F, _>(self, ifindex, network, fresh)
+    }
+    fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+        steps::egress::<F, _>(self, ifindex, network, fresh)
     }
     fn prepare(&self) -> u32 {
         steps::prepare::<F, _>(self)

@@ -1,6 +1,10 @@
 //! Where the bytes of a packet live: an skb in the kernel, a slice in a test.
 
-use crate::{checksum::Diff, drop::DropReason, wire::Wire};
+use crate::{
+    checksum::Diff,
+    drop::DropReason,
+    wire::{Eth, Wire},
+};
 
 /// How an L4 checksum is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,12 @@ pub trait Packet {
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
 
+    /// Puts an Ethernet header in front of a packet that has none. Offsets count from it from now on.
+    ///
+    /// # Errors
+    /// [`DropReason::HelperFailed`] where there is no memory for it.
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason>;
+
     /// Tells of a change that no checksum in the packet makes up for. A device may have summed
     /// the whole packet (CHECKSUM_COMPLETE), and that sum must follow. Carriers without such a sum
     /// have nothing to do.
@@ -57,7 +67,20 @@ pub trait Packet {
     }
 }
 
-/// A packet in memory.
+/// [`Packet::read`] of a packet in memory.
+pub(crate) fn read<T: Wire>(packet: &[u8], offset: u32) -> Result<T, DropReason> {
+    if offset >= MAX_OFFSET {
+        return Err(DropReason::Malformed);
+    }
+    let bytes = packet
+        .get(offset as usize..)
+        .and_then(|bytes| bytes.get(..size_of::<T>()));
+    let bytes = bytes.ok_or(DropReason::Malformed)?;
+    // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
+    Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// A packet in memory, which cannot grow.
 pub struct SlicePacket<'a>(pub &'a mut [u8]);
 
 impl Packet for SlicePacket<'_> {
@@ -70,16 +93,7 @@ impl Packet for SlicePacket<'_> {
     }
 
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
-        if offset >= MAX_OFFSET {
-            return Err(DropReason::Malformed);
-        }
-        let bytes = self
-            .0
-            .get(offset as usize..)
-            .and_then(|b| b.get(..size_of::<T>()));
-        let bytes = bytes.ok_or(DropReason::Malformed)?;
-        // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
-        Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+        read(self.0, offset)
     }
 
     fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason> {
@@ -95,6 +109,10 @@ impl Packet for SlicePacket<'_> {
 
     fn pull(&mut self, len: u32) -> bool {
         len <= self.len()
+    }
+
+    fn push_ethernet(&mut self, _: Eth) -> Result<(), DropReason> {
+        Err(DropReason::HelperFailed)
     }
 
     fn l4_checksum(

@@ -219,6 +219,8 @@ pub struct Scratch<A> {
     pub decision: crate::decide::Decision<A>,
     /// [`RouteQuery::tos`] of the flow in `tuple`: that of the packet that opened it.
     pub tos: u8,
+    /// Source MAC of a frame that arrived on an uplink; zero where there is none.
+    pub sender: [u8; 6],
     /// A route lookup's question.
     pub query: RouteQuery<A>,
     /// A route lookup's answer.
@@ -343,8 +345,14 @@ pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;
-    /// [`crate::pipeline::steps::decide`].
-    fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::classify`].
+    fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::publish`].
+    fn publish(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::direct`].
+    fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::egress`].
+    fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::prepare`].
     fn prepare(&self) -> u32;
     /// [`crate::pipeline::steps::reserve`].

@@ -61,6 +61,14 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
     })
 }
 
+/// The same, where packets have no Ethernet header: tun, WireGuard.
+#[classifier]
+pub fn from_tunnel(ctx: TcContext) -> i32 {
+    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
+        pipeline::from_tunnel(skb, maps, meta)
+    })
+}
+
 /// What enters the stack through a managed bridge.
 #[classifier]
 pub fn bridge_guard_in(ctx: TcContext) -> i32 {
@@ -116,6 +124,11 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
         4 if verdict.family() == 4 => neighbour::<V4>(maps, meta, verdict, V6::AF),
         4 => neighbour::<V6>(maps, meta, verdict, V6::AF),
         5 => endpoint(ctx, maps, meta, verdict.argument()),
+        6 => {
+            account::redirected(meta.hook, verdict.is_slow());
+            // SAFETY: plain integers. The kernel takes the Ethernet header off by itself.
+            unsafe { bpf_redirect(verdict.argument(), 0) as i32 }
+        }
         _ => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);
             TCX_DROP

@@ -10,13 +10,15 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_pull_data,
+    },
 };
 use netd_common::{
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, MAX_OFFSET, Packet},
-    wire::Wire,
+    wire::{ETH_LEN, Eth, Wire},
 };
 
 use crate::{access, features};
@@ -116,6 +118,15 @@ impl Packet for Skb {
             unsafe { bpf_csum_update(self.0, diff) };
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason> {
+        // SAFETY: the context outlives the program.
+        if unsafe { bpf_skb_change_head(self.0, ETH_LEN, 0) } != 0 {
+            return Err(DropReason::HelperFailed);
+        }
+        self.write(0, header)
     }
 
     #[inline(always)]

@@ -22,7 +22,8 @@ use crate::{
 const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
-    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $decide:ident,
+    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $classify:ident,
+     $publish:ident, $direct:ident, $egress:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
      $route:ident, $host_listens:ident) => {
@@ -43,8 +44,23 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $decide(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
-            steps::decide::<$family, _>(&Maps(ctx), ifindex, network, fresh)
+        extern "C" fn $classify(ifindex: u32, network: u32, fresh: u32) -> u32 {
+            steps::classify::<$family, _>(&Maps(NO_CONTEXT), ifindex, network, fresh)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $publish(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
+            steps::publish::<$family, _>(&Maps(ctx), ifindex, network, fresh)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $direct(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
+            steps::direct::<$family, _>(&Maps(ctx), ifindex, network, fresh)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $egress(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
+            steps::egress::<$family, _>(&Maps(ctx), ifindex, network, fresh)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -139,8 +155,20 @@ macro_rules! subprograms {
                 $proceed(self.0, ifindex, decision)
             }
             #[inline(always)]
-            fn decide(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
-                $decide(self.0, ifindex, network, fresh)
+            fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+                $classify(ifindex, network, fresh)
+            }
+            #[inline(always)]
+            fn publish(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+                $publish(self.0, ifindex, network, fresh)
+            }
+            #[inline(always)]
+            fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+                $direct(self.0, ifindex, network, fresh)
+            }
+            #[inline(always)]
+            fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
+                $egress(self.0, ifindex, network, fresh)
             }
             #[inline(always)]
             fn send<P: Packet>(&self, _: &mut P) -> u64 {
@@ -199,7 +227,10 @@ subprograms!(
     from_endpoint_v4,
     from_uplink_v4,
     proceed_v4,
-    decide_v4,
+    classify_v4,
+    publish_v4,
+    direct_v4,
+    egress_v4,
     prepare_v4,
     reserve_v4,
     commit_v4,
@@ -220,7 +251,10 @@ subprograms!(
     from_endpoint_v6,
     from_uplink_v6,
     proceed_v6,
-    decide_v6,
+    classify_v6,
+    publish_v6,
+    direct_v6,
+    egress_v6,
     prepare_v6,
     reserve_v6,
     commit_v6,

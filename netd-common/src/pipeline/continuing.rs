@@ -11,10 +11,10 @@ use crate::{
     parse::service_class,
     room,
     tables::{Scratch, Slot, Steps, Tables},
-    wire::{Family, proto, tcp_flag},
+    wire::{Address, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, deliver, steps};
+use super::{Verdict, deliver, steps, symmetric};
 
 /// Leaves the function with a drop. What is returned is a number from the start: LLVM would store
 /// the undefined payload of an enum's other variants, and the verifier refuses to read that.
@@ -81,7 +81,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
             } else {
                 other.via()[TOS]
             };
-            reroute::<F, T>(tables, scratch, &slot, ifindex)
+            reroute::<F, T>(tables, scratch, &slot, &other, ifindex)
         })
     {
         return ask::<F, T>(tables, scratch, &slot, &other);
@@ -97,6 +97,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     or_drop!(deliver::<F, P>(
         packet,
         now,
+        scratch.parsed.l3,
         &scratch.parsed,
         &slot,
         &mut scratch.hop
@@ -197,6 +198,9 @@ fn is_same_flow<F: Family, T: Steps<F>>(
         if reply { &d.reply } else { &d.forward },
         tables.now(),
     );
+    if !reply {
+        symmetric::learn_again::<F, T>(tables, scratch, slot, other);
+    }
     Ok(true)
 }
 
@@ -231,8 +235,11 @@ fn advance<F: Family>(
 
 #[inline(always)]
 fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
-    const LEG_FLAGS: u16 =
-        flow_flag::TO_ENDPOINT | flow_flag::HOP | flow_flag::HOP_V6 | flow_flag::SAME_BRIDGE;
+    const LEG_FLAGS: u16 = flow_flag::TO_ENDPOINT
+        | flow_flag::HOP
+        | flow_flag::HOP_V6
+        | flow_flag::SAME_BRIDGE
+        | flow_flag::LINK;
     if leg.out_ifindex == 0 {
         slot.set_routed_at(now.wrapping_sub(ROUTE_LIFETIME + 1));
         return;
@@ -246,7 +253,7 @@ fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
 }
 
 /// Looks up the way of this direction's packets again. `false`: they would leave by another
-/// interface, under an address that may not be its own.
+/// interface, under an address that may not be its own, or the interface may have another by now.
 ///
 /// # Errors
 /// What the route says, or what is wrong with the interface it leads to.
@@ -255,6 +262,7 @@ fn reroute<F: Family, T: Tables<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
+    other: &Slot<F::Addr>,
     ifindex: u32,
 ) -> Result<bool, DropReason> {
     let endpoint = tables
@@ -279,15 +287,20 @@ fn reroute<F: Family, T: Tables<F>>(
     query.ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
     query.between(sport, dport);
     query.tos = scratch.tos;
+    scratch.decision.reply.in_mac = slot.in_mac();
+    if reply && symmetric::lead_back::<F, T>(tables, scratch, slot, other.in_ifindex())? {
+        refresh_leg(slot, &scratch.decision.reply, tables.now());
+        return Ok(true);
+    }
     tables.route()?;
-    egress_uplink::<F, T>(tables, &mut scratch.route)?;
+    let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
     let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;
-    if masqueraded && scratch.route.oif != slot.out_ifindex() {
+    let other_source = !scratch.route.src.is_unspecified() && scratch.route.src != slot.src();
+    if masqueraded && (scratch.route.oif != slot.out_ifindex() || other_source) {
         return Ok(false);
     }
     let leg = &mut scratch.decision.reply;
-    leg.in_mac = slot.in_mac();
-    leg.lead_to_uplink(&scratch.route);
+    leg.lead_to_uplink(&scratch.route, &uplink);
     refresh_leg(slot, leg, tables.now());
     Ok(true)
 }

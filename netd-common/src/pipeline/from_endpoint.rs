@@ -65,7 +65,14 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
     if let Some(slot) =
         established::<F, T>(tables, config, now, &scratch.parsed, meta.ifindex, eth.dst)
     {
-        return match deliver::<F, P>(packet, now, &scratch.parsed, &slot, &mut scratch.hop) {
+        return match deliver::<F, P>(
+            packet,
+            now,
+            ETH_LEN,
+            &scratch.parsed,
+            &slot,
+            &mut scratch.hop,
+        ) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
         };

@@ -4,7 +4,7 @@
 //! that it owns. Everything else is the host's, and passes untouched.
 
 use crate::{
-    abi::{Config, local_kind},
+    abi::{Config, flow_flag, local_kind},
     decide::check_source,
     drop::DropReason,
     packet::Packet,
@@ -36,18 +36,40 @@ pub fn from_uplink<P: Packet, T: Steps<V4> + Steps<V6>>(
         return Verdict::PASSED;
     };
     match eth.ethertype {
-        ethertype::IPV4 => ip::<V4, P, T>(packet, tables, meta),
-        ethertype::IPV6 => ip::<V6, P, T>(packet, tables, meta),
+        ethertype::IPV4 => ip::<V4, P, T>(packet, tables, meta, ETH_LEN),
+        ethertype::IPV6 => ip::<V6, P, T>(packet, tables, meta, ETH_LEN),
+        _ => Verdict::PASSED,
+    }
+}
+
+/// tcx ingress of an interface without one (tun, WireGuard): packets begin with the IP header.
+#[inline(always)]
+pub fn from_tunnel<P: Packet, T: Steps<V4> + Steps<V6>>(
+    packet: &mut P,
+    tables: &T,
+    meta: &Meta,
+) -> Verdict {
+    if packet.read::<u8>(0).is_err() {
+        packet.pull(1);
+    }
+    match packet.read::<u8>(0).unwrap_or(0) >> 4 {
+        4 => ip::<V4, P, T>(packet, tables, meta, 0),
+        6 => ip::<V6, P, T>(packet, tables, meta, 0),
         _ => Verdict::PASSED,
     }
 }
 
 #[inline(always)]
-fn ip<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, meta: &Meta) -> Verdict {
+fn ip<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    meta: &Meta,
+    l3: u32,
+) -> Verdict {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::PASSED;
     };
-    scratch.parsed = match parse::<F>(packet, ETH_LEN) {
+    scratch.parsed = match parse::<F>(packet, l3) {
         Ok(parsed) => parsed,
         // What netd cannot read it cannot own; the stack will refuse it by itself.
         Err(_) => return Verdict::PASSED,
@@ -56,7 +78,7 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, meta: &Meta
     if let Some(slot) =
         established::<F, T>(tables, config, now, &scratch.parsed, meta.ifindex, [0; 6])
     {
-        return match deliver::<F, P>(packet, now, &scratch.parsed, &slot, &mut scratch.hop) {
+        return match deliver::<F, P>(packet, now, l3, &scratch.parsed, &slot, &mut scratch.hop) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
         };
@@ -76,6 +98,10 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
         return Verdict::PASSED.0;
     };
     scratch.tos = service_class::<F>(packet, scratch.parsed.l3);
+    scratch.sender = [0; 6];
+    if scratch.parsed.l3 == ETH_LEN {
+        scratch.sender = packet.read::<Eth>(0).map_or([0; 6], |eth| eth.src);
+    }
     Judgement::encode(
         judge::<F, P, T>(packet, tables, config, ifindex, scratch),
         F::VERSION,
@@ -110,6 +136,10 @@ fn judge<F: Family, P: Packet, T: Steps<F>>(
                 .and_then(|e| tables.network(e.network));
             check_source::<F, T>(tables, scratch, ifindex, network.map_or(0, |n| n.bridge))?;
             slot.set_in_ifindex(ifindex);
+            if slot.flags() & flow_flag::REPLY == 0 {
+                // By the rules of this interface, and with its way back.
+                slot.set_epoch(config.epoch.wrapping_sub(1));
+            }
         }
         return Ok(Judgement::Proceed);
     }

@@ -7,11 +7,12 @@ mod from_endpoint;
 mod from_uplink;
 mod host_socket;
 pub mod steps;
+mod symmetric;
 mod to_endpoint;
 
 pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
 pub use self::from_endpoint::from_endpoint;
-pub use self::from_uplink::from_uplink;
+pub use self::from_uplink::{from_tunnel, from_uplink};
 pub use self::to_endpoint::to_endpoint;
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     packet::Packet,
     parse::Parsed,
     tables::{Slot, Steps, Tables},
-    wire::{Address, Family, V4, V6, proto, tcp_flag},
+    wire::{Address, Eth, Family, V4, V6, proto, tcp_flag},
 };
 
 /// What the hook knows of a packet beside its bytes.
@@ -62,6 +63,8 @@ pub enum Outcome {
     Neighbour6(u32),
     /// Out of this host veth, addressed to its container's MAC.
     Endpoint(u32),
+    /// Out of this interface as it is: it has no Ethernet header, or the packet bears it already.
+    Device(u32),
 }
 
 const PASS: u64 = 0;
@@ -70,6 +73,7 @@ const PEER: u64 = 2;
 const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
 const ENDPOINT: u64 = 5;
+const DEVICE: u64 = 6;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -102,7 +106,8 @@ impl Verdict {
         Self(self.0 | SLOW)
     }
 
-    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint.
+    /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint,
+    /// 6 device.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -151,6 +156,7 @@ impl Verdict {
             NEIGHBOUR4 => Outcome::Neighbour4(argument),
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
             ENDPOINT => Outcome::Endpoint(argument),
+            DEVICE => Outcome::Device(argument),
             action => panic!("no action {action}"),
         }
     }
@@ -210,7 +216,7 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
     forwards != 0
 }
 
-/// Sends the packet along its flow.
+/// Sends the packet along its flow. `l3`: offset of the IP header, 0 or [`crate::wire::ETH_LEN`].
 ///
 /// # Errors
 /// [`DropReason::TooBig`], [`DropReason::TtlExpired`], [`DropReason::HelperFailed`].
@@ -218,12 +224,12 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
 fn deliver<F: Family, P: Packet>(
     packet: &mut P,
     now: u32,
+    l3: u32,
     parsed: &Parsed<F::Addr>,
     slot: &Slot<F::Addr>,
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
-    if packet.len() - parsed.l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu())
-    {
+    if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
         return Err(DropReason::TooBig);
     }
     translate::<F>(packet, parsed, slot)?;
@@ -233,20 +239,36 @@ fn deliver<F: Family, P: Packet>(
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
-        let macs: [u8; 12] = [
-            via[0], via[1], via[2], via[3], via[4], via[5], via[6], via[7], via[8], via[9],
-            via[10], via[11],
-        ];
-        packet.write(0, macs)?;
+        let header = frame_header::<F>(via);
+        if l3 == 0 {
+            packet.push_ethernet(header)?;
+        } else {
+            packet.write(0, header)?;
+        }
         return Ok(Verdict::new(PEER, slot.out_ifindex()));
     }
     *hop = via;
-    let action = if flags & flow_flag::HOP_V6 != 0 {
+    let action = if flags & flow_flag::HOP == 0 {
+        if flags & flow_flag::LINK != 0 {
+            packet.write(0, frame_header::<F>(via))?;
+        }
+        DEVICE
+    } else if flags & flow_flag::HOP_V6 != 0 {
         NEIGHBOUR6
     } else {
         NEIGHBOUR4
     };
     Ok(Verdict::new(action, slot.out_ifindex()))
+}
+
+/// The Ethernet header of which [`crate::abi::Flow::via`] holds the addresses.
+#[inline(always)]
+fn frame_header<F: Family>(via: [u8; 16]) -> Eth {
+    Eth {
+        dst: [via[0], via[1], via[2], via[3], via[4], via[5]],
+        src: [via[6], via[7], via[8], via[9], via[10], via[11]],
+        ethertype: F::ETHERTYPE,
+    }
 }
 
 /// A GSO packet is as large as its segments.

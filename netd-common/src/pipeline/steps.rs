@@ -2,20 +2,21 @@
 //! [`crate::tables::Steps`].
 
 use crate::{
-    abi::config_flag,
+    abi::{Config, config_flag},
     conntrack::tcp_flags_valid,
-    decide::{self, Action, Origin},
+    decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
     kernel_flow,
     packet::Packet,
-    parse::{Kind, inner_tuple, parse},
+    parse::{Kind, Parsed, inner_tuple, parse},
     room,
-    tables::Steps,
+    sabotage::{Check, enforced},
+    tables::{Scratch, Steps},
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver};
+use super::{Verdict, continuing, deliver, symmetric};
 
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
@@ -70,7 +71,7 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
         if verdict & ACTION == DECIDE {
             let opened_on = verdict as u32;
             let network = (verdict >> 48) as u32;
-            let decision = tables.decide(opened_on, network, AGAIN);
+            let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
             verdict = tables.proceed(packet, ifindex, decision);
         }
         if verdict & ACTION == PROMOTE {
@@ -96,7 +97,7 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
     network: u16,
 ) -> Verdict {
-    match decode(tables.decide(ifindex, u32::from(network), FRESH)) {
+    match decode(decide::<F, T>(tables, ifindex, u32::from(network), FRESH)) {
         Ok(Action::Forward) => {}
         Ok(Action::Pass) => return Verdict::PASSED,
         Err(reason) => return Verdict::drop(reason),
@@ -116,9 +117,9 @@ fn open<F: Family, P: Packet, T: Steps<F>>(
     }
 }
 
-/// Argument of [`decide()`]: the packet in hand has no flow yet.
+/// Argument of [`classify`]: the packet in hand has no flow yet.
 pub const FRESH: u32 = 1;
-/// Argument of [`decide()`]: about the flow whose opening tuple is `scratch.tuple`, again.
+/// Argument of [`classify`]: about the flow whose opening tuple is `scratch.tuple`, again.
 pub const AGAIN: u32 = 0;
 
 /// A parsed packet of a container that the fast path did not take.
@@ -141,7 +142,7 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
     super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
 }
 
-/// A packet of a known flow. `decision` is what [`decide()`] said of it, or [`UNDECIDED`]. Returns a
+/// A packet of a known flow. `decision` is what was decided of it, or [`UNDECIDED`]. Returns a
 /// [`Verdict`], or asks for a decision, or asks to judge the packet as one without a flow.
 #[inline(always)]
 pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
@@ -179,6 +180,7 @@ pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u6
     match deliver::<F, P>(
         packet,
         tables.now(),
+        scratch.parsed.l3,
         &scratch.parsed,
         &slot,
         &mut scratch.hop,
@@ -188,27 +190,110 @@ pub fn send<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u6
     }
 }
 
-/// [`decide::decide`] about `scratch.tuple`, or the packet in hand. Returns a code for [`decode`].
+/// Decides about `scratch.tuple`, or the packet in hand, in steps side by side. Returns a code for
+/// [`decode`].
 #[inline(always)]
-pub fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let mut way = tables.classify(ifindex, network, fresh);
+    if way == PUBLISHED_UNLESS_HEARD {
+        let heard = tables
+            .scratch()
+            .is_none_or(|scratch| tables.host_listens(&scratch.tuple));
+        if heard && enforced(Check::HostListener) {
+            return PASS;
+        }
+        way = PUBLISHED;
+    }
+    match way {
+        PUBLISHED => tables.publish(ifindex, network, fresh),
+        DIRECT => tables.direct(ifindex, network, fresh),
+        EGRESS => tables.egress(ifindex, network, fresh),
+        _ => way,
+    }
+}
+
+/// [`decide::classify`]. Returns [`PUBLISHED`], [`PUBLISHED_UNLESS_HEARD`], [`DIRECT`], [`EGRESS`], or
+/// a code for [`decode`].
+#[inline(always)]
+pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
-    let origin = Origin {
-        ifindex,
-        network: network as u16,
-        fresh: fresh as u8,
-    };
-    // A flow that is decided again began before: the kernel did not own it then, and does not now.
-    let mut flags = tcp_flag::SYN;
     if fresh == FRESH {
         scratch.tuple = scratch.parsed.tuple;
-        flags = scratch.parsed.tcp_flags;
     }
-    match decide::decide::<F, T>(tables, config, scratch, &origin, flags) {
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let origin = Origin::new(ifindex, network, fresh);
+    match decide::classify::<F, T>(tables, config, scratch, &origin, flags) {
+        Ok(Way::Pass) => PASS,
+        Ok(Way::Published) => PUBLISHED,
+        Ok(Way::PublishedUnlessHeard) => PUBLISHED_UNLESS_HEARD,
+        Ok(Way::Direct) => DIRECT,
+        Ok(Way::Egress) => EGRESS,
+        Err(reason) => encode(reason),
+    }
+}
+
+/// [`decide::publish()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn publish<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let decided = decide::publish::<F, T>(tables, scratch, &origin);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// [`decide::direct()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn direct<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let decided = decide::direct::<F, T>(tables, config, scratch, &origin, flags);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// [`decide::egress()`]. Returns a code for [`decode`].
+#[inline(always)]
+pub fn egress<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return encode(DropReason::HelperFailed);
+    };
+    let origin = Origin::new(ifindex, network, fresh);
+    let flags = opening_flags(&scratch.parsed, fresh);
+    let decided = decide::egress::<F, T>(tables, config, scratch, &origin, flags);
+    conclude(config, scratch, fresh, decided)
+}
+
+/// The TCP flags that a flow is judged by. One that is decided again began before: the kernel did
+/// not own it then, and does not now.
+#[inline(always)]
+fn opening_flags<A>(parsed: &Parsed<A>, fresh: u32) -> u8 {
+    if fresh == FRESH {
+        parsed.tcp_flags
+    } else {
+        tcp_flag::SYN
+    }
+}
+
+#[inline(always)]
+fn conclude<A>(
+    config: &Config,
+    scratch: &Scratch<A>,
+    fresh: u32,
+    decided: Result<Action, DropReason>,
+) -> u32 {
+    match decided {
         // What netd would refuse it refuses to its end.
         Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
-        Ok(Action::Forward) if scratch.tuple.proto == proto::TCP && !may_begin(flags) => {
+        Ok(Action::Forward)
+            if scratch.tuple.proto == proto::TCP
+                && !may_begin(opening_flags(&scratch.parsed, fresh)) =>
+        {
             encode(DropReason::InvalidTcpFlags)
         }
         Ok(Action::Forward) => FORWARD,
@@ -229,6 +314,7 @@ pub fn prepare<F: Family, T: Steps<F>>(tables: &T) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
+    symmetric::learn::<F, T>(tables, scratch);
     let state = initial_state::<F>(&scratch.parsed);
     match flow::prepare::<F, T>(tables, config, scratch, state) {
         Ok(()) => FORWARD,
@@ -347,6 +433,10 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
 
 const PASS: u32 = 0;
 const FORWARD: u32 = 1;
+const PUBLISHED: u32 = 2;
+const PUBLISHED_UNLESS_HEARD: u32 = 3;
+const DIRECT: u32 = 4;
+const EGRESS: u32 = 5;
 const REASON: u32 = 0x100;
 
 #[inline(always)]
@@ -354,7 +444,7 @@ const fn encode(reason: DropReason) -> u32 {
     REASON + reason as u32
 }
 
-/// What [`decide()`] and the others say.
+/// What the steps say.
 ///
 /// # Errors
 /// The reason to drop the packet.

@@ -144,8 +144,6 @@ fn egress_interfaces_that_cannot<F: Addresses>() {
     host.route(Ok(UP0));
     host.uplink(UP0).flags = uplink_flag::LOOPBACK;
     assert_eq!(refused(&host), dropped(DropReason::UnmanagedEgress));
-    host.uplink(UP0).flags = uplink_flag::L3;
-    assert_eq!(refused(&host), dropped(DropReason::HeaderlessDevice));
     host.uplink(UP0).flags = 0;
     assert_eq!(refused(&host), out::<F>(UP0));
 }

@@ -9,6 +9,8 @@ mod properties;
 mod publishing;
 mod room;
 mod routes;
+mod symmetric;
+mod tunnels;
 
 use std::marker::PhantomData;
 
@@ -245,7 +247,7 @@ impl<F: Addresses> Host<F> {
         let valid = verify::<F>(&bytes).is_ok();
         let mut after = bytes.clone();
         let mut packet = GsoPacket {
-            whole: SlicePacket(&mut after),
+            bytes: &mut after,
             gso_size,
         };
         let outcome = self.model.run(&mut packet, &meta).outcome();

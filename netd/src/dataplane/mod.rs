@@ -60,6 +60,8 @@ pub enum Hook {
     BridgeOut,
     /// Ingress of an uplink.
     FromUplink,
+    /// The same of an uplink without an Ethernet header: tun, WireGuard.
+    FromTunnel,
     /// Egress of a container's host veth.
     ToEndpoint,
     /// Ingress of a container's host veth.
@@ -85,10 +87,11 @@ pub enum Hook {
 impl Hook {
     /// Every hook, in the order in which programs are attached: what closes before what opens, and
     /// what shows an address before what changes it.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BridgeIn,
         Self::BridgeOut,
         Self::FromUplink,
+        Self::FromTunnel,
         Self::ToEndpoint,
         Self::FromEndpoint,
         Self::Getpeername4,
@@ -101,12 +104,12 @@ impl Hook {
         Self::Sendmsg6,
     ];
 
-    /// Its number in the ABI.
+    /// Its number in the ABI, by which packets are counted.
     pub fn number(self) -> u8 {
         match self {
             Self::FromEndpoint => hook::FROM_ENDPOINT,
             Self::ToEndpoint => hook::TO_ENDPOINT,
-            Self::FromUplink => hook::FROM_UPLINK,
+            Self::FromUplink | Self::FromTunnel => hook::FROM_UPLINK,
             Self::BridgeIn => hook::BRIDGE_IN,
             Self::BridgeOut => hook::BRIDGE_OUT,
             Self::Getpeername4 => hook::GETPEERNAME4,
@@ -122,7 +125,10 @@ impl Hook {
 
     /// The program's name in the BPF object.
     pub fn program(self) -> &'static str {
-        hook::name(self.number())
+        match self {
+            Self::FromTunnel => "from_tunnel",
+            _ => hook::name(self.number()),
+        }
     }
 
     /// True if its program is attached to the root control group instead of an interface.

@@ -408,7 +408,11 @@ fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out
         );
         if !loopback {
             let attachment = Attachment {
-                hook: Hook::FromUplink,
+                hook: if link.is_l3_only() {
+                    Hook::FromTunnel
+                } else {
+                    Hook::FromUplink
+                },
                 ifindex: link.ifindex,
             };
             out.attachments.insert(attachment, link.name.clone());

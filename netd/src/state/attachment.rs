@@ -2,13 +2,12 @@
 
 use std::{fs, io, os::fd::AsFd as _, path::Path};
 
-use netd_common::abi::hook;
 use serde::Serialize;
 
 use super::{State, StateError, sys};
 use crate::{
     dataplane::{
-        AttachMode, Attachment, ROOT_CGROUP,
+        AttachMode, Attachment, Hook, ROOT_CGROUP,
         clsact::{HANDLE, PRIORITY},
         sys::{cgroup_link, open_pinned},
     },
@@ -131,8 +130,9 @@ fn filters(state: &State) -> Result<Vec<AttachmentView>, StateError> {
 
 /// The hook of a filter that is netd's.
 fn hook_of(filter: &BpfFilter) -> Option<&'static str> {
-    (0..hook::COUNT)
-        .map(hook::name)
+    Hook::ALL
+        .into_iter()
+        .map(Hook::program)
         .find(|name| filter.priority == PRIORITY && filter.handle == HANDLE && filter.name == *name)
 }
 

@@ -185,7 +185,15 @@ impl<'a> Differential<'a> {
             .iter()
             .filter(|reason| BEYOND_REACH.iter().all(|(beyond, _)| beyond != *reason))
             .map(|reason| reason.name().to_owned());
-        let others = ["pass", "peer", "endpoint", "neighbour4", "neighbour6"].map(String::from);
+        let others = [
+            "pass",
+            "peer",
+            "endpoint",
+            "neighbour4",
+            "neighbour6",
+            "device",
+        ]
+        .map(String::from);
         let often = OFTEN * count.min(50_000) / 50_000;
         for what in reasons.chain(others) {
             let times = self.seen.get(&what).copied().unwrap_or(0);
@@ -267,14 +275,14 @@ impl<'a> Differential<'a> {
         self.parsed += u64::from(shot.parses());
         let mut bpf_bytes = shot.bytes.clone();
         wait_for_the_middle_of_a_second()?;
-        let action = self
-            .programs
-            .run(&shot.meta, shot.gso_size, &mut bpf_bytes)?;
+        let action =
+            self.programs
+                .run(&shot.meta, shot.headerless, shot.gso_size, &mut bpf_bytes)?;
         self.scenario.model.set_now(seconds()?);
         let mut bytes = shot.bytes.clone();
         let verdict = self.scenario.model.run(
             &mut GsoPacket {
-                whole: SlicePacket(&mut bytes),
+                bytes: &mut bytes,
                 gso_size: shot.gso_size,
             },
             &shot.meta,
@@ -322,6 +330,14 @@ impl<'a> Differential<'a> {
                 counted.decided += 1;
                 (REDIRECT, "endpoint")
             }
+            Outcome::Device(_) => {
+                if verdict.is_slow() {
+                    counted.decided += 1;
+                } else {
+                    counted.forwarded += 1;
+                }
+                (REDIRECT, "device")
+            }
         };
         let mut sent_on = bytes.clone();
         if let Outcome::Endpoint(ifindex) = outcome {
@@ -352,7 +368,7 @@ impl<'a> Differential<'a> {
             said()
         );
         let context = said();
-        if name.starts_with("neighbour") {
+        if name.starts_with("neighbour") || name == "device" {
             self.leaks_nothing::<V4>(&shot.bytes, &bytes)
                 .and_then(|()| self.leaks_nothing::<V6>(&shot.bytes, &bytes))
                 .with_context(|| context.clone())?;

@@ -23,13 +23,16 @@ pub const FLOWS: u32 = 64;
 pub const EMBRYOS: u32 = 4096;
 
 /// Names of the programs, by hook.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "from_endpoint",
     "to_endpoint",
     "from_uplink",
     "bridge_guard_in",
     "bridge_guard_out",
+    TUNNEL,
 ];
+/// Of the hook of uplinks, where packets have no Ethernet header.
+const TUNNEL: &str = "from_tunnel";
 
 /// The loaded object.
 pub struct Programs {
@@ -230,7 +233,18 @@ impl Programs {
     }
 
     /// Runs a program over a packet, which it may change. Returns the kernel's action.
-    pub fn run(&self, meta: &Meta, gso_size: u32, packet: &mut [u8]) -> Result<i32> {
+    pub fn run(
+        &self,
+        meta: &Meta,
+        headerless: bool,
+        gso_size: u32,
+        packet: &mut Vec<u8>,
+    ) -> Result<i32> {
+        let program = if headerless {
+            PROGRAMS.len() - 1
+        } else {
+            usize::from(meta.hook)
+        };
         // struct __sk_buff, of which only these fields may be set.
         let mut context = [0u32; 48];
         context[36 / 4] = meta.ingress_ifindex;
@@ -238,7 +252,7 @@ impl Programs {
         context[176 / 4] = gso_size;
         let mut out = vec![0u8; packet.len() + 256];
         let mut attr = zeroed();
-        attr.test.prog_fd = self.programs[usize::from(meta.hook)] as u32;
+        attr.test.prog_fd = self.programs[program] as u32;
         attr.test.data_in = packet.as_ptr() as u64;
         attr.test.data_size_in = packet.len() as u32;
         attr.test.data_out = out.as_mut_ptr() as u64;
@@ -249,17 +263,15 @@ impl Programs {
         bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).with_context(|| {
             format!(
                 "run {} at interface {} over {} bytes",
-                PROGRAMS[usize::from(meta.hook)],
+                PROGRAMS[program],
                 meta.ifindex,
                 packet.len()
             )
         })?;
         // SAFETY: written by the kernel.
         let (retval, length) = unsafe { (attr.test.retval, attr.test.data_size_out as usize) };
-        if length != packet.len() {
-            bail!("the packet had {} bytes and has {length} now", packet.len());
-        }
-        packet.copy_from_slice(&out[..length]);
+        out.truncate(length);
+        *packet = out;
         Ok(retval as i32)
     }
 }

@@ -17,6 +17,8 @@ pub struct Shot {
     pub meta: Meta,
     pub gso_size: u32,
     pub bytes: Vec<u8>,
+    /// The bytes begin with the IP header.
+    pub headerless: bool,
 }
 
 const SYN: u8 = 2;
@@ -41,12 +43,22 @@ impl Shot {
         }
         shot.meta.to_host =
             u8::from(shot.bytes[..6] == host.mac(shot.meta.ifindex) && shot.bytes[0] & 1 == 0);
+        if shot.meta.hook == hook::FROM_UPLINK && shot.meta.ifindex == host.tunnel.ifindex {
+            shot.bytes.drain(..ETH_LEN as usize);
+            // BPF_PROG_TEST_RUN takes the first 14 bytes for an Ethernet header, and wants more.
+            shot.bytes.resize(shot.bytes.len().max(34), 0);
+            shot.headerless = true;
+        }
         shot
     }
 
     /// Can the headers be read?
     pub fn parses(&self) -> bool {
         let mut bytes = self.bytes.clone();
+        if self.headerless {
+            return parse::<V4>(&mut SlicePacket(&mut bytes), 0).is_ok()
+                || parse::<V6>(&mut SlicePacket(&mut bytes), 0).is_ok();
+        }
         match bytes[12..14] {
             [0x08, 0x00] => parse::<V4>(&mut SlicePacket(&mut bytes), ETH_LEN).is_ok(),
             [0x86, 0xdd] => parse::<V6>(&mut SlicePacket(&mut bytes), ETH_LEN).is_ok(),
@@ -235,8 +247,9 @@ fn from_uplink<F: LabFamily>(
     host: &TestHost,
 ) -> Shot {
     let uplink = match random.below(10) {
-        0..6 => host.up0,
-        6..9 => host.up1,
+        0..5 => host.up0,
+        5..7 => host.up1,
+        7..9 => host.tunnel,
         _ => host.unmanaged,
     };
     let container = random.pick(&scenario.containers).clone();
@@ -468,6 +481,7 @@ fn shot(hook: u8, ifindex: u32, ingress_ifindex: u32, gso_size: u32, bytes: Vec<
         meta,
         gso_size,
         bytes,
+        headerless: false,
     }
 }
 

@@ -200,7 +200,7 @@ fn shoot<F: Storm>(
         frame(there, to).macs(host.up0.mac, [2, 9, 9, 9, 9, 9])
     }
     .bytes::<F>();
-    programs.run(&meta, 0, &mut bytes).map(drop)
+    programs.run(&meta, false, 0, &mut bytes).map(drop)
 }
 
 type Entries<A> = HashMap<Tuple<A>, Flow<A>>;
