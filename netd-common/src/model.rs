@@ -458,6 +458,9 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, ifindex, decision)
     }
+    fn reroute<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
+        steps::reroute::<F, P, _>(packet, self, ifindex)
+    }
     fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::classify::<F, _>(self, ifindex, network, fresh)
     }

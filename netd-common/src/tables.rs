@@ -345,6 +345,8 @@ pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::proceed`].
     fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
     -> u64;
+    /// [`crate::pipeline::steps::reroute`].
+    fn reroute<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::classify`].
     fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::publish`].

@@ -22,7 +22,7 @@ use crate::{
 const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
-    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $classify:ident,
+    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $reroute:ident, $classify:ident,
      $publish:ident, $direct:ident, $egress:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
@@ -41,6 +41,11 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $proceed(ctx: *mut __sk_buff, ifindex: u32, decision: u32) -> u64 {
             steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, decision)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reroute(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+            steps::reroute::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -155,6 +160,10 @@ macro_rules! subprograms {
                 $proceed(self.0, ifindex, decision)
             }
             #[inline(always)]
+            fn reroute<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
+                $reroute(self.0, ifindex)
+            }
+            #[inline(always)]
             fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
                 $classify(ifindex, network, fresh)
             }
@@ -227,6 +236,7 @@ subprograms!(
     from_endpoint_v4,
     from_uplink_v4,
     proceed_v4,
+    reroute_v4,
     classify_v4,
     publish_v4,
     direct_v4,
@@ -251,6 +261,7 @@ subprograms!(
     from_endpoint_v6,
     from_uplink_v6,
     proceed_v6,
+    reroute_v6,
     classify_v6,
     publish_v6,
     direct_v6,

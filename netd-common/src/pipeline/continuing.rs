@@ -4,14 +4,13 @@
 use crate::{
     abi::{Config, flow_flag, network_flag},
     conntrack::{Direction, State, datagram_next, idle, reopens, tcp_flags_valid, tcp_next},
-    decide::{Action, Leg, TOS, egress_uplink},
+    decide::{Action, Leg, TOS},
     drop::DropReason,
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
-    parse::service_class,
     room,
     tables::{Scratch, Slot, Steps, Tables},
-    wire::{Address, Family, proto, tcp_flag},
+    wire::{Family, proto, tcp_flag},
 };
 
 use super::{Verdict, deliver, steps, symmetric};
@@ -62,29 +61,22 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     if other.generation() != slot.generation() || silence > state.lifetime() {
         return ended::<F, T>(tables, &slot);
     }
-    if decision != steps::UNDECIDED {
+    if decision < steps::ROUTED {
         if !or_drop!(is_same_flow::<F, T>(
             tables, scratch, &slot, &other, decision
         )) {
             return ended::<F, T>(tables, &slot);
         }
         slot.set_epoch(config.epoch);
-    } else if slot.epoch() != config.epoch {
+    } else if decision == steps::UNDECIDED && slot.epoch() != config.epoch {
         return ask::<F, T>(tables, scratch, &slot, &other);
     }
     let to_uplink = slot.flags() & flow_flag::TO_ENDPOINT == 0;
     if to_uplink
+        && decision != steps::ROUTED
         && tables.now().wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
-        && !or_drop!({
-            scratch.tos = if reply {
-                service_class::<F>(packet, scratch.parsed.l3)
-            } else {
-                other.via()[TOS]
-            };
-            reroute::<F, T>(tables, scratch, &slot, &other, ifindex)
-        })
     {
-        return ask::<F, T>(tables, scratch, &slot, &other);
+        return steps::REROUTE;
     }
     let next = advance::<F>(scratch, &slot, &other, state, reply);
     if next != state {
@@ -107,7 +99,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
 
 /// Takes the flow away. A packet of the side that opened it may open another.
 #[inline(always)]
-fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
+pub(super) fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
     let reply = slot.flags() & flow_flag::REPLY != 0;
     tables.end(slot.generation());
     if reply {
@@ -119,7 +111,7 @@ fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
 
 /// Asks to decide about the flow again, as if it began now.
 #[inline(always)]
-fn ask<F: Family, T: Steps<F>>(
+pub(super) fn ask<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &mut Scratch<F::Addr>,
     slot: &Slot<F::Addr>,
@@ -233,8 +225,9 @@ fn advance<F: Family>(
     next
 }
 
+/// Takes over the way of a leg; one that leads nowhere yet is to be routed.
 #[inline(always)]
-fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
+pub(super) fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
     const LEG_FLAGS: u16 = flow_flag::TO_ENDPOINT
         | flow_flag::HOP
         | flow_flag::HOP_V6
@@ -250,59 +243,6 @@ fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
     slot.set_in_mac(leg.in_mac);
     slot.set_flags(slot.flags() & !LEG_FLAGS | leg.flags);
     slot.set_routed_at(now);
-}
-
-/// Looks up the way of this direction's packets again. `false`: they would leave by another
-/// interface, under an address that may not be its own, or the interface may have another by now.
-///
-/// # Errors
-/// What the route says, or what is wrong with the interface it leads to.
-#[inline(always)]
-fn reroute<F: Family, T: Tables<F>>(
-    tables: &T,
-    scratch: &mut Scratch<F::Addr>,
-    slot: &Slot<F::Addr>,
-    other: &Slot<F::Addr>,
-    ifindex: u32,
-) -> Result<bool, DropReason> {
-    let endpoint = tables
-        .endpoint(ifindex)
-        .ok_or(DropReason::UnknownEndpoint)?;
-    let network = tables
-        .network(endpoint.network)
-        .ok_or(DropReason::UnknownEndpoint)?;
-    // A reply leaves under its translated source, so that `ip rule from` finds the right uplink.
-    let reply = slot.flags() & flow_flag::REPLY != 0;
-    let src = if reply {
-        slot.src()
-    } else {
-        scratch.parsed.tuple.src
-    };
-    let (sport, dport) = if reply {
-        (slot.sport(), slot.dport())
-    } else {
-        (scratch.parsed.tuple.sport, scratch.parsed.tuple.dport)
-    };
-    let query = &mut scratch.query;
-    query.ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
-    query.between(sport, dport);
-    query.tos = scratch.tos;
-    scratch.decision.reply.in_mac = slot.in_mac();
-    if reply && symmetric::lead_back::<F, T>(tables, scratch, slot, other.in_ifindex())? {
-        refresh_leg(slot, &scratch.decision.reply, tables.now());
-        return Ok(true);
-    }
-    tables.route()?;
-    let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
-    let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;
-    let other_source = !scratch.route.src.is_unspecified() && scratch.route.src != slot.src();
-    if masqueraded && (scratch.route.oif != slot.out_ifindex() || other_source) {
-        return Ok(false);
-    }
-    let leg = &mut scratch.decision.reply;
-    leg.lead_to_uplink(&scratch.route, &uplink);
-    refresh_leg(slot, leg, tables.now());
-    Ok(true)
 }
 
 /// Was this entry made for packets that arrive on an uplink?

@@ -9,6 +9,7 @@ mod host_socket;
 pub mod steps;
 mod symmetric;
 mod to_endpoint;
+mod way;
 
 pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
 pub use self::from_endpoint::from_endpoint;

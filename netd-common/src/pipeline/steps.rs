@@ -16,7 +16,7 @@ use crate::{
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver, symmetric};
+use super::{Verdict, continuing, deliver, symmetric, way};
 
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
@@ -27,6 +27,10 @@ const PROCEED: u64 = 0x71 << 32;
 const DECIDE: u64 = 0x72 << 32;
 /// No [`Verdict`] has this action: the flow was confirmed; promote it and send the packet.
 pub(super) const PROMOTE: u64 = 0x73 << 32;
+/// No [`Verdict`] has this action: the packet's way has to be looked up first.
+pub(super) const REROUTE: u64 = 0x74 << 32;
+/// No [`Verdict`] has this action: it was, and the packet may go on.
+pub(super) const REROUTED: u64 = 0x75 << 32;
 /// The bits that tell.
 const ACTION: u64 = 0x7f << 32;
 
@@ -73,6 +77,17 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
             let network = (verdict >> 48) as u32;
             let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
             verdict = tables.proceed(packet, ifindex, decision);
+        }
+        if verdict & ACTION == REROUTE {
+            verdict = tables.reroute(packet, ifindex);
+            if verdict & ACTION == REROUTED {
+                verdict = tables.proceed(packet, ifindex, ROUTED);
+            } else if verdict & ACTION == DECIDE {
+                let opened_on = verdict as u32;
+                let network = (verdict >> 48) as u32;
+                let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
+                verdict = tables.proceed(packet, ifindex, decision);
+            }
         }
         if verdict & ACTION == PROMOTE {
             verdict = match decode(tables.promote()) {
@@ -165,6 +180,17 @@ pub(super) fn ask(opened_on: u32, network: u16) -> u64 {
 
 /// Argument of [`proceed`]: nothing was decided about the flow this time.
 pub const UNDECIDED: u32 = u32::MAX;
+/// Argument of [`proceed`]: [`reroute`] has just looked up the packet's way.
+pub const ROUTED: u32 = u32::MAX - 1;
+
+/// Looks up the way of a known flow's packet. Returns what [`proceed`] does, or that it may go on.
+#[inline(always)]
+pub fn reroute<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, ifindex: u32) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    way::reroute::<F, P, T>(packet, tables, ifindex, scratch)
+}
 
 /// Sends the packet along the flow that was just created for it, or promoted by it. Returns a
 /// [`Verdict`].
