@@ -77,6 +77,10 @@ pub mod map {
     pub const KERNEL_FLOWS_V4: &str = "KERNEL_FLOWS_V4";
     /// The same for IPv6.
     pub const KERNEL_FLOWS_V6: &str = "KERNEL_FLOWS_V6";
+    /// Index → [`super::IpsecPolicy`]: what the kernel encrypts or blocks on its way out, IPv4.
+    pub const IPSEC_V4: &str = "IPSEC_V4";
+    /// The same for IPv6.
+    pub const IPSEC_V6: &str = "IPSEC_V6";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
@@ -153,6 +157,8 @@ pub mod config_flag {
     pub const DRAIN: u32 = 4;
     /// There may be flows that the kernel's own NAT owned before netd came.
     pub const KERNEL_FLOWS: u32 = 8;
+    /// There are IPsec policies for outgoing packets: see [`super::IpsecPolicy`].
+    pub const IPSEC: u32 = 16;
     /// What says how things stand, not what is wanted: these bits come and go while netd is in
     /// force, and no reading of the file or the host changes them.
     pub const PASSING: u32 = DRAIN | KERNEL_FLOWS;
@@ -718,6 +724,52 @@ pub struct KernelFlow<A> {
     pub other: Tuple<A>,
 }
 
+/// How many IPsec policies of each family the programs can know.
+pub const IPSEC_POLICIES: u32 = 256;
+
+/// [`IpsecPolicy::action`].
+pub mod ipsec_action {
+    /// No policy is here.
+    pub const FREE: u8 = 0;
+    /// What matches leaves in clear: an exception from a wider policy.
+    pub const BYPASS: u8 = 1;
+    /// What matches is encrypted or blocked by the kernel, and never redirected.
+    pub const REFUSE: u8 = 2;
+}
+
+/// An XFRM policy for outgoing packets: `struct xfrm_selector` with masks in place of lengths. Their
+/// order in the map means nothing.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpsecPolicy<A> {
+    /// Source prefix, and the bits of it that count.
+    pub src: A,
+    /// See [`IpsecPolicy::src`].
+    pub src_mask: A,
+    /// Destination prefix, and the bits of it that count.
+    pub dst: A,
+    /// See [`IpsecPolicy::dst`].
+    pub dst_mask: A,
+    /// Source port and its mask, wire order.
+    pub sport: [u8; 2],
+    /// See [`IpsecPolicy::sport`].
+    pub sport_mask: [u8; 2],
+    /// Destination port and its mask, wire order.
+    pub dport: [u8; 2],
+    /// See [`IpsecPolicy::dport`].
+    pub dport_mask: [u8; 2],
+    /// Egress interface; 0: any.
+    pub ifindex: u32,
+    /// The lowest number of those that match decides.
+    pub priority: u32,
+    /// IP protocol; 0: any.
+    pub proto: u8,
+    /// [`ipsec_action`].
+    pub action: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 2],
+}
+
 /// A socket of the host and the container that it was led to. One unconnected UDP socket can have
 /// many.
 #[repr(C)]
@@ -887,6 +939,8 @@ wire! {
     NatPressure = 40,
     KernelFlow<V4Addr> = 28,
     KernelFlow<V6Addr> = 52,
+    IpsecPolicy<V4Addr> = 36,
+    IpsecPolicy<V6Addr> = 84,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,

@@ -110,6 +110,8 @@ reasons! {
     FlowEnded = 38, "flow-ended";
     /// The container has its share (a quarter) of the flow table.
     FlowShareExhausted = 39, "flow-share-exhausted";
+    /// An IPsec policy covers the flow, and only the kernel can encrypt or block it.
+    IpsecPolicy = 55, "ipsec-policy";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
 }

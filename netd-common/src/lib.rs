@@ -27,6 +27,7 @@ pub mod decide;
 pub mod drop;
 pub mod flow;
 pub mod host_access;
+pub mod ipsec;
 pub mod kernel_flow;
 #[cfg(any(test, feature = "model"))]
 pub mod model;

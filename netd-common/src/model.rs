@@ -25,9 +25,9 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, LocalAddress, Network, PORT_WORDS,
-        PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table, hook,
-        local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
+        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress, Network,
+        PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table,
+        hook, local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
     },
     checksum::Diff,
     drop::DropReason,
@@ -92,6 +92,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub flows: FlowTable<F::Addr>,
     /// `EMBRYOS_*`.
     pub embryos: FlowTable<F::Addr>,
+    /// `IPSEC_*`.
+    pub ipsec: Vec<IpsecPolicy<F::Addr>>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
@@ -141,6 +143,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             exposed: LongestPrefix::default(),
             flows: FlowTable::default(),
             embryos: FlowTable::default(),
+            ipsec: Vec::new(),
             kernel_flows: KernelFlowTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
@@ -413,6 +416,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
         F::tables(self).kernel_flows.slot(key)
     }
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::tables(self).ipsec.get(index as usize)
+    }
     fn route(&self) -> Result<(), DropReason> {
         let Some(scratch) = <Self as Tables<F>>::scratch(self) else {
             return Err(DropReason::HelperFailed);
@@ -455,8 +461,8 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::from_uplink::<F, P, _>(packet, self, ifindex)
     }
-    fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
-        steps::proceed::<F, P, _>(packet, self, ifindex, decision)
+    fn proceed<P: Packet>(&self, packet: &mut P, decision: u32) -> u64 {
+        steps::proceed::<F, P, _>(packet, self, decision)
     }
     fn reroute<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::reroute::<F, P, _>(packet, self, ifindex)
@@ -472,6 +478,15 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::egress::<F, _>(self, ifindex, network, fresh)
+    }
+    fn ipsec(&self) -> u32 {
+        steps::ipsec::<F, _>(self)
+    }
+    fn ipsec_covers(&self, side: u32) -> u32 {
+        steps::ipsec_covers::<F, _>(self, side)
+    }
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+        steps::ipsec_weight::<F, _>(self, index, side)
     }
     fn prepare(&self) -> u32 {
         steps::prepare::<F, _>(self)

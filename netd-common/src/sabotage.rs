@@ -37,6 +37,8 @@ pub enum Check {
     HostListener = 1 << 13,
     /// The stack's own forwarding to a container.
     Forwarded = 1 << 14,
+    /// Flows that an IPsec policy covers.
+    Ipsec = 1 << 15,
 }
 
 impl Check {
@@ -57,6 +59,7 @@ impl Check {
         ("masquerade", Self::Masquerade),
         ("host-listener", Self::HostListener),
         ("forwarded", Self::Forwarded),
+        ("ipsec", Self::Ipsec),
     ];
 }
 

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, KernelFlow, Network, Seat, SocketKey,
-        Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, KernelFlow, Network, Seat,
+        SocketKey, Tuple, Uplink,
     },
     drop::DropReason,
     parse::Parsed,
@@ -309,6 +309,8 @@ pub trait Tables<F: Family> {
     fn nat_pressure(&self, attempts: u32, exhausted: bool);
     /// `KERNEL_FLOWS_*`; asked only while [`crate::abi::config_flag::KERNEL_FLOWS`] is set.
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>>;
+    /// `IPSEC_*`; asked only while [`crate::abi::config_flag::IPSEC`] is set.
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>>;
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
     /// [`Scratch::route`].
     ///
@@ -343,8 +345,7 @@ pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::from_uplink`].
     fn from_uplink<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::proceed`].
-    fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
-    -> u64;
+    fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, decision: u32) -> u64;
     /// [`crate::pipeline::steps::reroute`].
     fn reroute<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::classify`].
@@ -355,6 +356,12 @@ pub trait Steps<F: Family>: Tables<F> {
     fn direct(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::egress`].
     fn egress(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
+    /// [`crate::pipeline::steps::ipsec`].
+    fn ipsec(&self) -> u32;
+    /// [`crate::ipsec::covered`]; 1: yes.
+    fn ipsec_covers(&self, side: u32) -> u32;
+    /// [`crate::ipsec::weight`].
+    fn ipsec_weight(&self, index: u32, side: u32) -> u64;
     /// [`crate::pipeline::steps::prepare`].
     fn prepare(&self) -> u32;
     /// [`crate::pipeline::steps::reserve`].

@@ -326,6 +326,8 @@ pub trait Address: Wire + Default + Eq + core::fmt::Debug {
     /// A source that no packet from the network may bear: unspecified, loopback, multicast,
     /// limited broadcast, 0/8 and 240/4 (RFC 1812 §5.3.7), `::/96` and `::ffff:0:0/96`.
     fn is_martian_source(&self) -> bool;
+    /// Equal to `prefix` in the bits that are set in `mask`?
+    fn is_within(&self, prefix: &Self, mask: &Self) -> bool;
     /// The address in the first bytes of a 16-byte field.
     fn padded(&self) -> [u8; 16];
     /// The inverse of [`Address::padded`].
@@ -358,6 +360,10 @@ impl Address for V4Addr {
     #[inline(always)]
     fn is_martian_source(&self) -> bool {
         self.0[0] == 0 || self.0[0] == 127 || self.0[0] >= 224
+    }
+    #[inline(always)]
+    fn is_within(&self, prefix: &Self, mask: &Self) -> bool {
+        (self.word() ^ prefix.word()) & mask.word() == 0
     }
     #[inline(always)]
     fn padded(&self) -> [u8; 16] {
@@ -411,6 +417,11 @@ impl Address for V6Addr {
         let embeds_v4 = self.word(0) | self.word(1) == 0
             && (self.word(2) == 0 || self.word(2) == u32::from_be(0xffff));
         embeds_v4 || self.is_multicast()
+    }
+    #[inline(always)]
+    fn is_within(&self, prefix: &Self, mask: &Self) -> bool {
+        let d = |i| (self.word(i) ^ prefix.word(i)) & mask.word(i);
+        d(0) | d(1) | d(2) | d(3) == 0
     }
     #[inline(always)]
     fn padded(&self) -> [u8; 16] {

@@ -77,6 +77,10 @@ pub static KERNEL_FLOWS_V4: HashMap<Tuple<A4>, KernelFlow<A4>, 524288, NO_PREALL
 pub static KERNEL_FLOWS_V6: HashMap<Tuple<A6>, KernelFlow<A6>, 131072, NO_PREALLOC> =
     HashMap::new();
 #[btf_map]
+pub static IPSEC_V4: Array<IpsecPolicy<A4>, { IPSEC_POLICIES as usize }> = Array::new();
+#[btf_map]
+pub static IPSEC_V6: Array<IpsecPolicy<A6>, { IPSEC_POLICIES as usize }> = Array::new();
+#[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();

@@ -23,7 +23,7 @@ const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $reroute:ident, $classify:ident,
-     $publish:ident, $direct:ident, $egress:ident,
+     $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
      $route:ident, $host_listens:ident) => {
@@ -39,8 +39,8 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $proceed(ctx: *mut __sk_buff, ifindex: u32, decision: u32) -> u64 {
-            steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, decision)
+        extern "C" fn $proceed(ctx: *mut __sk_buff, decision: u32) -> u64 {
+            steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), decision)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -66,6 +66,21 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $egress(ctx: *mut __sk_buff, ifindex: u32, network: u32, fresh: u32) -> u32 {
             steps::egress::<$family, _>(&Maps(ctx), ifindex, network, fresh)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec() -> u32 {
+            steps::ipsec::<$family, _>(&Maps(NO_CONTEXT))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec_covers(side: u32) -> u32 {
+            steps::ipsec_covers::<$family, _>(&Maps(NO_CONTEXT), side)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $ipsec_weight(index: u32, side: u32) -> u64 {
+            steps::ipsec_weight::<$family, _>(&Maps(NO_CONTEXT), index, side)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -156,8 +171,8 @@ macro_rules! subprograms {
                 $from_uplink(self.0, ifindex)
             }
             #[inline(always)]
-            fn proceed<P: Packet>(&self, _: &mut P, ifindex: u32, decision: u32) -> u64 {
-                $proceed(self.0, ifindex, decision)
+            fn proceed<P: Packet>(&self, _: &mut P, decision: u32) -> u64 {
+                $proceed(self.0, decision)
             }
             #[inline(always)]
             fn reroute<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
@@ -182,6 +197,18 @@ macro_rules! subprograms {
             #[inline(always)]
             fn send<P: Packet>(&self, _: &mut P) -> u64 {
                 $send(self.0)
+            }
+            #[inline(always)]
+            fn ipsec(&self) -> u32 {
+                $ipsec()
+            }
+            #[inline(always)]
+            fn ipsec_covers(&self, side: u32) -> u32 {
+                $ipsec_covers(side)
+            }
+            #[inline(always)]
+            fn ipsec_weight(&self, index: u32, side: u32) -> u64 {
+                $ipsec_weight(index, side)
             }
             #[inline(always)]
             fn prepare(&self) -> u32 {
@@ -241,6 +268,9 @@ subprograms!(
     publish_v4,
     direct_v4,
     egress_v4,
+    ipsec_v4,
+    ipsec_covers_v4,
+    ipsec_weight_v4,
     prepare_v4,
     reserve_v4,
     commit_v4,
@@ -266,6 +296,9 @@ subprograms!(
     publish_v6,
     direct_v6,
     egress_v6,
+    ipsec_v6,
+    ipsec_covers_v6,
+    ipsec_weight_v6,
     prepare_v6,
     reserve_v6,
     commit_v6,

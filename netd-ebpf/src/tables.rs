@@ -44,6 +44,7 @@ pub trait FamilyMaps: Family {
     fn flow_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>>;
+    fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>>;
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
     fn sock_tuple(tuple: &Tuple<A<Self>>) -> SockTuple;
     const SOCK_TUPLE_LEN: u32;
@@ -61,7 +62,7 @@ pub type SockTuple = [u32; 9];
 
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
-     $flows:ident, $embryos:ident, $kernel_flows:ident, $flow_ring:ident, $embryo_ring:ident,
+     $flows:ident, $embryos:ident, $kernel_flows:ident, $ipsec:ident, $flow_ring:ident, $embryo_ring:ident,
      $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
@@ -120,6 +121,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>> {
                 maps::$embryo_ring.get_ptr_mut(index)
+            }
+            #[inline(always)]
+            fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>> {
+                maps::$ipsec.get(index)
             }
             #[inline(always)]
             fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1> {
@@ -185,6 +190,7 @@ family_maps!(
     FLOWS_V4,
     EMBRYOS_V4,
     KERNEL_FLOWS_V4,
+    IPSEC_V4,
     FLOW_RING_V4,
     EMBRYO_RING_V4,
     SCRATCH_V4,
@@ -203,6 +209,7 @@ family_maps!(
     FLOWS_V6,
     EMBRYOS_V6,
     KERNEL_FLOWS_V6,
+    IPSEC_V6,
     FLOW_RING_V6,
     EMBRYO_RING_V6,
     SCRATCH_V6,
@@ -470,6 +477,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         F::kernel_flow(key)
             .and_then(NonNull::new)
             .map(|p| unsafe { KernelSlot::new(p) })
+    }
+
+    #[inline(always)]
+    fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
+        F::ipsec_policy(index)
     }
 
     #[inline(always)]

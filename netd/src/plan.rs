@@ -173,6 +173,8 @@ const BASE: &[Table] = &[
     Table::Trusted,
     Table::LocalV4,
     Table::LocalV6,
+    Table::IpsecV4,
+    Table::IpsecV6,
     Table::Uplinks,
 ];
 const ENDPOINTS: &[Table] = &[Table::Endpoints, Table::AddrsV4, Table::AddrsV6];

@@ -478,7 +478,7 @@ fn ipsec_policies_for_output_are_listed() {
         "xfrm policy add src 10.201.1.0/24 dst 198.19.0.0/16 dir out priority 5 {template}
          xfrm policy add src 10.201.1.0/24 dst 198.19.0.0/16 dir in {template}
          xfrm policy add src fd00::/8 dst ::/0 dir out action block
-         xfrm policy add src 10.201.1.0/24 dst 198.19.3.0/24 dir out"
+         xfrm policy add src 10.201.1.0/24 dst 198.19.3.0/24 proto udp dport 53 dir out"
     ));
     if !offered("XFRM", made) {
         return;
@@ -497,6 +497,12 @@ fn ipsec_policies_for_output_are_listed() {
         ("fd00::/8 > ::/0", 0, IpsecAction::Block),
     ];
     assert_eq!(found, expected.map(|(s, p, a)| (s.to_owned(), p, a)));
+    let dns = (
+        policies[1].destination_port.port,
+        policies[1].destination_port.mask,
+    );
+    assert_eq!((dns, policies[1].protocol), ((53, 0xffff), Some(17)));
+    assert_eq!(policies[1].source_port.mask, 0);
     watch.collect(Wake::IPSEC);
 }
 

@@ -9,7 +9,7 @@ use crate::{
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
     room,
-    tables::{Scratch, Slot, Steps, Tables},
+    tables::{Scratch, Slot, Steps},
     wire::{Family, proto, tcp_flag},
 };
 
@@ -33,7 +33,6 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     config: &Config,
-    ifindex: u32,
     scratch: &mut Scratch<F::Addr>,
     decision: u32,
 ) -> u64 {

@@ -7,7 +7,7 @@ use crate::{
     decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
-    kernel_flow,
+    ipsec, kernel_flow,
     packet::Packet,
     parse::{Kind, Parsed, inner_tuple, parse},
     room,
@@ -16,7 +16,7 @@ use crate::{
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver, symmetric, way};
+use super::{Verdict, continuing, deliver, symmetric, way, yields};
 
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
@@ -71,22 +71,22 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
     }
     let network = judgement as u16;
     if judgement & ACTION == PROCEED {
-        let mut verdict = tables.proceed(packet, ifindex, UNDECIDED);
+        let mut verdict = tables.proceed(packet, UNDECIDED);
         if verdict & ACTION == DECIDE {
             let opened_on = verdict as u32;
             let network = (verdict >> 48) as u32;
             let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
-            verdict = tables.proceed(packet, ifindex, decision);
+            verdict = tables.proceed(packet, decision);
         }
         if verdict & ACTION == REROUTE {
             verdict = tables.reroute(packet, ifindex);
             if verdict & ACTION == REROUTED {
-                verdict = tables.proceed(packet, ifindex, ROUTED);
+                verdict = tables.proceed(packet, ROUTED);
             } else if verdict & ACTION == DECIDE {
                 let opened_on = verdict as u32;
                 let network = (verdict >> 48) as u32;
                 let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
-                verdict = tables.proceed(packet, ifindex, decision);
+                verdict = tables.proceed(packet, decision);
             }
         }
         if verdict & ACTION == PROMOTE {
@@ -163,13 +163,12 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
 pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
-    ifindex: u32,
     decision: u32,
 ) -> u64 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::drop(DropReason::HelperFailed).0;
     };
-    continuing::proceed::<F, P, T>(packet, tables, config, ifindex, scratch, decision)
+    continuing::proceed::<F, P, T>(packet, tables, config, scratch, decision)
 }
 
 /// Asks for a decision about `scratch.tuple`.
@@ -230,11 +229,53 @@ fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh:
         }
         way = PUBLISHED;
     }
-    match way {
+    let decided = match way {
         PUBLISHED => tables.publish(ifindex, network, fresh),
         DIRECT => tables.direct(ifindex, network, fresh),
         EGRESS => tables.egress(ifindex, network, fresh),
         _ => way,
+    };
+    if decided == FORWARD_UNLESS_IPSEC {
+        return tables.ipsec();
+    }
+    decided
+}
+
+/// Is what was decided left to IPsec? Returns a code for [`decode`]; `Forward`: it is not.
+#[inline(always)]
+pub fn ipsec<F: Family, T: Steps<F>>(tables: &T) -> u32 {
+    let Some(config) = tables.config() else {
+        return encode(DropReason::HelperFailed);
+    };
+    let mut side = 0;
+    while side < ipsec::SIDES {
+        if tables.ipsec_covers(side) != 0 {
+            return if yields(config) {
+                PASS
+            } else {
+                encode(DropReason::IpsecPolicy)
+            };
+        }
+        side += 1;
+    }
+    FORWARD
+}
+
+/// [`ipsec::covered`]; 1: yes.
+#[inline(always)]
+pub fn ipsec_covers<F: Family, T: Steps<F>>(tables: &T, side: u32) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return 1;
+    };
+    u32::from(ipsec::covered::<F, T>(tables, scratch, side))
+}
+
+/// [`ipsec::weight`].
+#[inline(always)]
+pub fn ipsec_weight<F: Family, T: Steps<F>>(tables: &T, index: u32, side: u32) -> u64 {
+    match tables.scratch() {
+        Some(scratch) => ipsec::weight::<F, T>(tables, scratch, index, side),
+        None => 0,
     }
 }
 
@@ -321,6 +362,9 @@ fn conclude<A>(
                 && !may_begin(opening_flags(&scratch.parsed, fresh)) =>
         {
             encode(DropReason::InvalidTcpFlags)
+        }
+        Ok(Action::Forward) if config.flags & config_flag::IPSEC != 0 && enforced(Check::Ipsec) => {
+            FORWARD_UNLESS_IPSEC
         }
         Ok(Action::Forward) => FORWARD,
         Ok(Action::Pass) => PASS,
@@ -463,6 +507,7 @@ const PUBLISHED: u32 = 2;
 const PUBLISHED_UNLESS_HEARD: u32 = 3;
 const DIRECT: u32 = 4;
 const EGRESS: u32 = 5;
+const FORWARD_UNLESS_IPSEC: u32 = 6;
 const REASON: u32 = 0x100;
 
 #[inline(always)]

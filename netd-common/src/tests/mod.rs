@@ -3,6 +3,7 @@
 mod containers;
 mod failures;
 mod host_access;
+mod ipsec;
 mod kernel_flows;
 mod lifetime;
 mod properties;

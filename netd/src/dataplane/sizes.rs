@@ -94,6 +94,7 @@ impl Sizes {
             map::SUBNETS_V4 | map::SUBNETS_V6 | map::UPLINKS => 4096,
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,
+            map::IPSEC_V4 | map::IPSEC_V6 => IPSEC_POLICIES,
             map::VERDICTS => u32::from(hook::COUNT),
             // Sockets of the host that talk to containers.
             map::SOCKETS if self.endpoints > 4096 => 65536,

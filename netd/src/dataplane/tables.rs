@@ -6,8 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use netd_common::abi::{
-    self, Backend, Endpoint, EndpointAddress, LocalAddress, Network, NetworkInterface, PortPrefix,
-    Subnet, Uplink, V4Addr, V6Addr,
+    self, Backend, Endpoint, EndpointAddress, IpsecPolicy, LocalAddress, Network, NetworkInterface,
+    PortPrefix, Subnet, Uplink, V4Addr, V6Addr,
 };
 use netd_common::wire::proto;
 
@@ -32,6 +32,8 @@ macro_rules! for_each_table {
             local_v4 LocalV4 LpmTable(Prefix<V4Addr> => LocalAddress) LOCAL_V4,
             local_v6 LocalV6 LpmTable(Prefix<V6Addr> => LocalAddress) LOCAL_V6,
             uplinks Uplinks HashTable(u32 => Uplink) UPLINKS,
+            ipsec_v4 IpsecV4 ArrayTable(u32 => IpsecPolicy<V4Addr>) IPSEC_V4,
+            ipsec_v6 IpsecV6 ArrayTable(u32 => IpsecPolicy<V6Addr>) IPSEC_V6,
             endpoints Endpoints HashTable(u32 => Endpoint) ENDPOINTS,
             addrs_v4 AddrsV4 HashTable(V4Addr => EndpointAddress) ADDRS_V4,
             addrs_v6 AddrsV6 HashTable(V6Addr => EndpointAddress) ADDRS_V6,
@@ -203,6 +205,30 @@ where
     )
 }
 
+fn ipsec<A: Copy>(f: &mut fmt::Formatter<'_>, policy: &IpsecPolicy<A>) -> fmt::Result
+where
+    IpAddr: From<A>,
+{
+    let bits = |mask: &A| match ip(mask) {
+        IpAddr::V4(mask) => mask.to_bits().count_ones(),
+        IpAddr::V6(mask) => mask.to_bits().count_ones(),
+    };
+    write!(
+        f,
+        ": {}/{} to {}/{}, priority {}, {}",
+        ip(&policy.src),
+        bits(&policy.src_mask),
+        ip(&policy.dst),
+        bits(&policy.dst_mask),
+        policy.priority,
+        if policy.action == abi::ipsec_action::BYPASS {
+            "bypass"
+        } else {
+            "the kernel's"
+        }
+    )
+}
+
 impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -218,6 +244,7 @@ impl fmt::Display for RowKey {
             }
             Self::LocalV4(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
             Self::LocalV6(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
+            Self::IpsecV4(slot) | Self::IpsecV6(slot) => write!(f, "IPsec policy in slot {slot}"),
             Self::Uplinks(ifindex) => write!(f, "uplink {ifindex}"),
             Self::Endpoints(ifindex) => write!(f, "endpoint {ifindex}"),
             Self::AddrsV4(a) => write!(f, "container address {}", ip(a)),
@@ -266,6 +293,8 @@ impl fmt::Display for Row {
                 abi::local_kind::BROADCAST => ", broadcast",
                 _ => ", anycast or multicast",
             }),
+            Self::IpsecV4(_, p) => ipsec(f, p),
+            Self::IpsecV6(_, p) => ipsec(f, p),
             Self::Uplinks(_, u) => write!(
                 f,
                 ", address {} {}, MTU {}, flags {:#x}",

@@ -1,6 +1,7 @@
 //! What ought to be in force: a pure function of the file and of what the host is like.
 
 mod ids;
+mod ipsec;
 mod nat_ports;
 mod ports;
 
@@ -115,6 +116,7 @@ pub fn desired(config: &Config, facts: &HostFacts, ids: &Ids) -> Desired {
     let containers = endpoint_rows(facts, &networks, &mut out);
     uplink_rows(config, facts, &networks, &mut out);
     local_rows(facts, &mut out);
+    ipsec::rows(facts, &mut out);
     publish_rows(config, facts, &networks, &containers, &mut out);
     out
 }

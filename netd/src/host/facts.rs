@@ -162,12 +162,16 @@ pub enum FoundBy {
 }
 
 /// An outgoing IPsec policy: packets that match are the kernel's to encrypt (or to block).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct IpsecPolicy {
     /// Source selector.
     pub source: IpNet,
     /// Destination selector.
     pub destination: IpNet,
+    /// Source port selector.
+    pub source_port: PortMask,
+    /// Destination port selector.
+    pub destination_port: PortMask,
     /// IP protocol; `None` is any.
     pub protocol: Option<u8>,
     /// Interface that it is limited to.
@@ -178,6 +182,15 @@ pub struct IpsecPolicy {
     pub priority: u32,
     /// What happens to packets that match.
     pub action: IpsecAction,
+}
+
+/// Ports of which some bits count; all zero: every port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PortMask {
+    /// The port.
+    pub port: u16,
+    /// The bits of it that count.
+    pub mask: u16,
 }
 
 /// What an IPsec policy does.

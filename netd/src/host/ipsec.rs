@@ -56,9 +56,18 @@ fn decode(body: &[u8]) -> Option<Vec<IpsecPolicy>> {
         (_, true) => IpsecAction::Transform,
         (_, false) => IpsecAction::Bypass,
     };
+    let port = |at: usize| {
+        let value = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
+        PortMask {
+            port: value(at),
+            mask: value(at + 2),
+        }
+    };
     let policy = |source, destination| IpsecPolicy {
         source,
         destination,
+        source_port: port(36),
+        destination_port: port(32),
         protocol: Some(protocol).filter(|protocol| *protocol != 0),
         ifindex: body.get(48..52).and_then(ifindex_of),
         if_id,

@@ -3,8 +3,8 @@
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
     Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
-    KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey, SocketPeer,
-    Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    IpsecPolicy, KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey,
+    SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -105,6 +105,8 @@ pub const SHAPES: &[(&str, Shape)] = {
             map::KERNEL_FLOWS_V6,
             Shape::of::<Tuple<A6>, KernelFlow<A6>>(Hash),
         ),
+        (map::IPSEC_V4, Shape::of::<u32, IpsecPolicy<A4>>(Array)),
+        (map::IPSEC_V6, Shape::of::<u32, IpsecPolicy<A6>>(Array)),
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),

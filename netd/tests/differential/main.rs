@@ -3,6 +3,7 @@
 //!
 //! `NETD_SEED` repeats a run, `NETD_PACKETS` changes its length.
 
+mod ipsec;
 mod programs;
 mod random;
 mod scenario;

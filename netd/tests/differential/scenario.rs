@@ -205,6 +205,9 @@ impl Scenario {
             scenario.publish::<V4>(random);
             scenario.publish::<V6>(random);
         }
+        if random.chance(20) {
+            scenario.change_ipsec(random);
+        }
         scenario
     }
 
@@ -284,6 +287,7 @@ impl Scenario {
                     self.model.networks[id].flags ^= network_flag::ICC;
                 }
             }
+            8 if random.chance(30) => self.change_ipsec(random),
             7 => {
                 let uplink = self.model.uplinks.get_mut(&host.up0.ifindex);
                 if let Some(uplink) = uplink {
@@ -300,14 +304,7 @@ impl Scenario {
         let mut tables = vec![
             (map::CONFIG, one(&0u32, &m.config)),
             (map::ENDPOINTS, rows(m.endpoints.iter())),
-            (
-                map::NETWORKS,
-                m.networks
-                    .iter()
-                    .enumerate()
-                    .map(|(id, n)| (raw(&(id as u32)), raw(n)))
-                    .collect(),
-            ),
+            (map::NETWORKS, array(&m.networks)),
             (
                 map::TRUSTED,
                 m.trusted
@@ -338,6 +335,8 @@ impl Scenario {
             (map::LOCAL_V6, prefixes(m.v6.local.iter())),
             (map::PUBLISH_V6, prefixes(m.v6.publish.iter())),
             (map::EXPOSED_V6, prefixes(m.v6.exposed.iter())),
+            (map::IPSEC_V4, array(&m.v4.ipsec)),
+            (map::IPSEC_V6, array(&m.v6.ipsec)),
         ]);
         tables
     }
@@ -349,6 +348,13 @@ fn one<K: Copy, V: Copy>(key: &K, value: &V) -> Rows {
 
 fn rows<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = (&'a K, &'a V)>) -> Rows {
     rows.map(|(key, value)| (raw(key), raw(value))).collect()
+}
+
+fn array<V: Copy>(values: &[V]) -> Rows {
+    (0u32..)
+        .zip(values)
+        .map(|(index, value)| (raw(&index), raw(value)))
+        .collect()
 }
 
 fn prefixes<'a, K: Copy + 'a, V: Copy + 'a>(rows: impl Iterator<Item = &'a (u32, K, V)>) -> Rows {
