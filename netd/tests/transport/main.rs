@@ -5,6 +5,11 @@
 //! `world` is that of the semantics: a standard host with a daemon, a guard against leaks on every uplink, and an
 //! unload at the end that must leave nothing.
 
+mod epoch;
+mod fork;
+mod moving;
+mod routing;
+mod symmetric;
 mod two_uplinks;
 #[allow(
     dead_code,
