@@ -87,6 +87,8 @@ pub mod map {
     pub const DROP_EVENTS: &str = "DROP_EVENTS";
     /// [`super::Verdicts`] per hook, per CPU; index [`super::hook`].
     pub const VERDICTS: &str = "VERDICTS";
+    /// [`super::answer_kind`] → [`super::Answers`], per CPU.
+    pub const ANSWERS: &str = "ANSWERS";
     /// [`super::SocketKey`] → [`super::SocketPeer`]: sockets of the host that were led to a
     /// container, LRU.
     pub const SOCKETS: &str = "SOCKETS";
@@ -889,6 +891,52 @@ pub struct DropEvent {
 /// Rate limit of [`DropEvent`]s per CPU.
 pub const DROP_EVENTS_PER_SECOND: u32 = 100;
 
+/// Index of `ANSWERS`: ICMP errors that netd itself sends, by what they tell.
+pub mod answer_kind {
+    /// Time exceeded (11/0; ICMPv6 3/0).
+    pub const TIME_EXCEEDED: usize = 0;
+    /// Fragmentation needed (3/4), packet too big (ICMPv6 2/0).
+    pub const TOO_BIG: usize = 1;
+    /// Host unreachable (3/1), no route (ICMPv6 1/0).
+    pub const UNREACHABLE: usize = 2;
+    /// Administratively prohibited (3/13; ICMPv6 1/1).
+    pub const PROHIBITED: usize = 3;
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Name for people and JSON.
+    #[must_use]
+    pub const fn name(kind: usize) -> &'static str {
+        match kind {
+            TIME_EXCEEDED => "time-exceeded",
+            TOO_BIG => "too-big",
+            UNREACHABLE => "unreachable",
+            PROHIBITED => "prohibited",
+            _ => "unknown",
+        }
+    }
+}
+
+/// Index of [`Answers::count`].
+pub mod answer_event {
+    /// An answer was sent.
+    pub const SENT: usize = 0;
+    /// It was not sent: too many in a second.
+    pub const LIMITED: usize = 1;
+    /// It was not sent: such a packet must not be answered, or there is no address to answer from.
+    pub const SILENT: usize = 2;
+    /// How many there are; one is in reserve.
+    pub const COUNT: usize = 4;
+}
+
+/// What became of the answers of one kind, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// By [`answer_event`].
+    pub count: [u64; answer_event::COUNT],
+}
+
 /// What a hook decided, per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -946,6 +994,7 @@ wire! {
     AnyTuple = 40,
     DropCount = 56 + 8 * DROP_SLOTS,
     DropEvent = 60,
+    Answers = 32,
     Verdicts = 32,
 }
 

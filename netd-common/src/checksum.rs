@@ -36,6 +36,13 @@ impl Diff {
         Self(sum)
     }
 
+    /// Both changes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Is this a change at all? (A change by a multiple of 0xffff is none.)
     #[must_use]
     #[inline(always)]
@@ -74,6 +81,13 @@ const fn fold(sum: u32) -> u16 {
     !(sum as u16)
 }
 
+/// Checksum field over words that add up to `sum`, as they lie in memory; fewer than 2³² of them.
+#[must_use]
+#[inline(always)]
+pub const fn sum_to_field(sum: u64) -> [u8; 2] {
+    fold(Diff(sum).wsum()).to_ne_bytes()
+}
+
 /// Checksum of bytes, from scratch: for tests and for packets that are built.
 #[must_use]
 pub fn checksum(parts: &[&[u8]]) -> [u8; 2] {
@@ -83,7 +97,7 @@ pub fn checksum(parts: &[&[u8]]) -> [u8; 2] {
             sum += u64::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
         }
     }
-    fold(Diff(sum).wsum()).to_ne_bytes()
+    sum_to_field(sum)
 }
 
 #[cfg(test)]

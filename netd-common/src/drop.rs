@@ -77,7 +77,7 @@ reasons! {
     Fragment = 21, "fragment";
     /// The protocol has no ports to translate, and the network's addresses may not leave.
     UnsupportedProtocol = 22, "unsupported-protocol";
-    /// An ICMP error about a translated flow.
+    /// An ICMP error from or to a container, about no flow that netd knows.
     IcmpError = 23, "icmp-error";
     /// The packet is larger than the MTU on its way.
     TooBig = 24, "too-big";
@@ -110,10 +110,16 @@ reasons! {
     FlowEnded = 38, "flow-ended";
     /// The container has its share (a quarter) of the flow table.
     FlowShareExhausted = 39, "flow-share-exhausted";
-    /// An IPsec policy covers the flow, and only the kernel can encrypt or block it.
-    IpsecPolicy = 55, "ipsec-policy";
+    /// An ICMP error of a type that is never translated: a redirect, a source quench or an unknown one.
+    IcmpType = 40, "icmp-type";
+    /// What an ICMP error quotes is cut short, contradicts itself, or was not sent from where the error goes to.
+    IcmpQuote = 41, "icmp-quote";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
+    /// The packet may be fragmented on its way, but cannot be: it has options, or is a GSO packet.
+    CannotFragment = 47, "cannot-fragment";
+    /// An IPsec policy covers the flow, and only the kernel can encrypt or block it.
+    IpsecPolicy = 55, "ipsec-policy";
 }
 
 #[cfg(test)]

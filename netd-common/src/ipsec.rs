@@ -5,7 +5,8 @@
 //! flow is made and, after any change of them, again.
 
 use crate::{
-    abi::{IPSEC_POLICIES, ipsec_action},
+    abi::{IPSEC_POLICIES, flow_flag, ipsec_action},
+    decide::{Decision, Leg},
     tables::{Scratch, Steps, Tables},
     wire::{Address, Family, proto},
 };
@@ -14,6 +15,24 @@ use crate::{
 /// on the wire or inside the host. Argument of [`covered`].
 pub const SIDES: u32 = 4;
 
+/// Does the kernel look policies up for these packets? It does so where it forwards (ip_forward), by
+/// then with the destination translated, and once more with the source translated (nf_xfrm_me_harder).
+/// What is on its way into a container has no other form.
+#[must_use]
+#[inline(always)]
+pub fn concerns<A>(decision: &Decision<A>, side: u32) -> bool {
+    let leaves = |leg: &Leg| leg.flags & flow_flag::TO_ENDPOINT == 0;
+    match side {
+        AS_SENT => leaves(&decision.forward),
+        AS_REPLIED => leaves(&decision.reply),
+        _ => true,
+    }
+}
+
+/// What the opening side sends.
+const AS_SENT: u32 = 0;
+/// What the answering side sends.
+const AS_REPLIED: u32 = TRANSLATED | REPLY;
 /// Bit of a side: as translated.
 const TRANSLATED: u32 = 1;
 /// Bit of a side: as replied to.
@@ -84,8 +103,8 @@ pub fn weight<F: Family, T: Tables<F>>(
     };
     let icmp = key.proto == proto::ICMP || key.proto == F::ICMP;
     let translated_port = side & TRANSLATED != 0 && d.snat != 0;
-    let sport_known = !icmp && !(translated_port && side & REPLY == 0);
-    let dport_known = !icmp && !(translated_port && side & REPLY != 0);
+    let sport_known = !(icmp || translated_port && side & REPLY == 0);
+    let dport_known = !(icmp || translated_port && side & REPLY != 0);
     let port = |selector: [u8; 2], mask: [u8; 2], port: [u8; 2], known: bool| {
         if mask == [0; 2] || known {
             (selector[0] ^ port[0]) & mask[0] | (selector[1] ^ port[1]) & mask[1] == 0

@@ -8,10 +8,12 @@
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |
 //! | [`parse`] | from bytes to a [`parse::Parsed`] header summary |
+//! | [`quoted`] | the packet that an ICMP error quotes |
 //! | [`tables`] | what the engine asks of the maps, the route table and the socket table |
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
 //! | [`nat`] | rewriting a packet, choosing a source port |
+//! | [`answer`] | ICMP errors that netd itself sends |
 //! | [`mod@decide`] | what happens to a new flow |
 //! | [`pipeline`] | the hooks of packets |
 //! | [`host_access`] | the host's own sockets and published ports |
@@ -21,6 +23,7 @@
 #![cfg_attr(not(any(test, feature = "model")), no_std)]
 
 pub mod abi;
+pub mod answer;
 pub mod checksum;
 pub mod conntrack;
 pub mod decide;
@@ -35,6 +38,7 @@ pub mod nat;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+pub mod quoted;
 pub mod room;
 pub mod sabotage;
 pub mod tables;

@@ -25,10 +25,12 @@ pub use self::{
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress, Network,
-        PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink, flow_table,
-        hook, local_kind, network_flag, port_prefix_base, port_word, table_event, uplink_flag,
+        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress,
+        Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink,
+        answer_kind, flow_table, hook, local_kind, network_flag, port_prefix_base, port_word,
+        table_event, uplink_flag,
     },
+    answer::{Buffer, Pace},
     checksum::Diff,
     drop::DropReason,
     packet::{self, L4Checksum, Packet, SlicePacket},
@@ -71,6 +73,11 @@ pub struct Model {
     pub events: RefCell<[[u64; table_event::COUNT]; flow_table::COUNT]>,
     /// `NAT_EVENTS`: attempts, and whether none was left.
     pub pressure: RefCell<Vec<(u32, bool)>>,
+    /// `ANSWERS`, by [`crate::abi::answer_kind`].
+    pub answers: RefCell<[Answers; answer_kind::COUNT]>,
+    /// When this CPU has answered too much; nanoseconds of [`Model::set_now`]'s clock.
+    pub pace: Cell<Pace>,
+    answer: UnsafeCell<Buffer>,
     pub(crate) hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
     generation: Cell<u32>,
@@ -178,6 +185,9 @@ impl Default for Model {
             holdings: RefCell::default(),
             events: RefCell::default(),
             pressure: RefCell::default(),
+            answers: RefCell::default(),
+            pace: Cell::default(),
+            answer: UnsafeCell::default(),
             hands: Default::default(),
             now: Cell::new(1000),
             generation: Cell::new(0),
@@ -303,6 +313,15 @@ impl Packet for GsoPacket<'_> {
         how: L4Checksum,
     ) -> Result<(), DropReason> {
         self.whole().l4_checksum(offset, change, how)
+    }
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        packet::copy_to(self.bytes, offset, length, buffer, word)
+    }
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let bytes = buffer.words.iter().flat_map(|word| word.to_ne_bytes());
+        *self.bytes = bytes.skip(start as usize).take(length as usize).collect();
+        self.gso_size = 0;
+        true
     }
 }
 
@@ -438,6 +457,19 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         self.sockets.get(key).map_or(0, |peer| peer.ifindex)
     }
+    fn answer_buffer(&self) -> Option<&mut Buffer> {
+        // SAFETY: as for the scratch.
+        Some(unsafe { &mut *self.answer.get() })
+    }
+    fn may_answer(&self) -> bool {
+        let mut pace = self.pace.get();
+        let taken = pace.take(u64::from(self.now.get()) * 1_000_000_000);
+        self.pace.set(pace);
+        taken
+    }
+    fn count_answer(&self, kind: usize, event: usize) {
+        self.answers.borrow_mut()[kind].count[event] += 1;
+    }
     fn policy(&self, tuple: &Tuple<F::Addr>, ifindex: u32) -> Policy {
         (F::tables(self).policy)(tuple, ifindex)
     }
@@ -460,6 +492,21 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn from_uplink<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
         steps::from_uplink::<F, P, _>(packet, self, ifindex)
+    }
+    fn read_quoted<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::read_quoted::<F, P, _>(packet, self)
+    }
+    fn icmp_error<P: Packet>(
+        &self,
+        packet: &mut P,
+        ifindex: u32,
+        network: u32,
+        decision: u32,
+    ) -> u64 {
+        steps::icmp_error::<F, P, _>(packet, self, ifindex, network, decision)
+    }
+    fn send_error<P: Packet>(&self, packet: &mut P) -> u64 {
+        steps::send_error::<F, P, _>(packet, self)
     }
     fn proceed<P: Packet>(&self, packet: &mut P, decision: u32) -> u64 {
         steps::proceed::<F, P, _>(packet, self, decision)
@@ -508,6 +555,12 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
         steps::kernel_forwards::<F, P, _>(packet, self, translated)
+    }
+    fn answer<P: Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64 {
+        steps::answer::<F, P, _>(packet, self, ifindex, verdict)
+    }
+    fn clamp_mss<P: Packet>(&self, packet: &mut P) -> u32 {
+        steps::clamp_mss::<F, P, _>(packet, self)
     }
     fn end(&self, generation: u32) {
         crate::flow::end::<F, _>(self, generation);

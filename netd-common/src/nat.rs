@@ -56,10 +56,24 @@ pub fn translate<F: Family>(
         packet.write(parsed.l3 + F::SRC_OFFSET, src)?;
         packet.write(parsed.l3 + F::SRC_OFFSET + F::ADDR_LEN, dst)?;
     }
+    decrement_ttl::<F>(packet, parsed, addresses)
+}
+
+/// Decrements the TTL, and brings the IPv4 header's checksum up to date for that and for a change of
+/// `addresses`.
+///
+/// # Errors
+/// [`DropReason::HelperFailed`].
+#[inline(always)]
+pub(crate) fn decrement_ttl<F: Family>(
+    packet: &mut impl Packet,
+    parsed: &Parsed<F::Addr>,
+    addresses: Diff,
+) -> Result<(), DropReason> {
     packet.write(parsed.l3 + F::TTL_OFFSET, parsed.ttl - 1)?;
     if F::VERSION == 4 {
-        // TTL shares its 16-bit word with the protocol.
-        let change = addresses.replace2([parsed.ttl, old.proto], [parsed.ttl - 1, old.proto]);
+        // TTL shares its 16-bit word with the protocol, which stays.
+        let change = addresses.replace2([parsed.ttl, 0], [parsed.ttl - 1, 0]);
         let field: [u8; 2] = packet.read(parsed.l3 + 10)?;
         packet.write(parsed.l3 + 10, change.apply(field))?;
     } else {

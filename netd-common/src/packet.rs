@@ -1,6 +1,7 @@
 //! Where the bytes of a packet live: an skb in the kernel, a slice in a test.
 
 use crate::{
+    answer::Buffer,
     checksum::Diff,
     drop::DropReason,
     wire::{Eth, Wire},
@@ -52,6 +53,20 @@ pub trait Packet {
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
 
+    /// Copies `length` bytes from `offset` on, wherever they lie, into words of the buffer.
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        let _ = (offset, length, buffer, word);
+        false
+    }
+
+    /// Becomes another packet: the `length` bytes of the buffer from byte `start` on. It is no GSO
+    /// packet any more, and its checksums are complete. `false`: it could not be done, and what the
+    /// packet holds now is of no use.
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let _ = (buffer, start, length);
+        false
+    }
+
     /// Puts an Ethernet header in front of a packet that has none. Offsets count from it from now on.
     ///
     /// # Errors
@@ -78,6 +93,29 @@ pub(crate) fn read<T: Wire>(packet: &[u8], offset: u32) -> Result<T, DropReason>
     let bytes = bytes.ok_or(DropReason::Malformed)?;
     // SAFETY: `bytes` is size_of::<T>() long and `Wire` types accept any bytes.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// [`Packet::copy_to`] of a packet in memory.
+#[cfg(any(test, feature = "model"))]
+pub(crate) fn copy_to(
+    packet: &[u8],
+    offset: u32,
+    length: u32,
+    buffer: &mut Buffer,
+    word: usize,
+) -> bool {
+    let Some(bytes) = packet.get(offset as usize..(offset + length) as usize) else {
+        return false;
+    };
+    for (i, byte) in bytes.iter().enumerate() {
+        let Some(at) = buffer.words.get_mut(word + i / 4) else {
+            return false;
+        };
+        let mut word = at.to_ne_bytes();
+        word[i % 4] = *byte;
+        *at = u32::from_ne_bytes(word);
+    }
+    true
 }
 
 /// A packet in memory, which cannot grow.

@@ -4,7 +4,6 @@ use crate::{
     abi::Tuple,
     drop::DropReason,
     packet::Packet,
-    tables::Scratch,
     wire::{Address, Family, Ipv4Header, Ipv6Header, proto},
 };
 
@@ -105,7 +104,7 @@ fn parse_once<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr
 /// From one family's own address type to the family's that the code is instantiated for. They are
 /// the same wherever this runs.
 #[inline(always)]
-fn addr<F: Family>(addr: &impl Address) -> F::Addr {
+pub(crate) fn addr<F: Family>(addr: &impl Address) -> F::Addr {
     F::Addr::from_padded(&addr.padded())
 }
 
@@ -159,52 +158,8 @@ fn parse_v6<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
     if ip.version_class_flow[0] >> 4 != 6 || l3 + 40 + payload_len > packet.len() {
         return Err(DropReason::Malformed);
     }
-    let mut next = ip.next;
-    let mut l4 = l3 + 40;
-    let mut kind = Kind::Portless;
-    let mut followed = 0;
-    loop {
-        match next {
-            extension::HOP_BY_HOP | extension::DESTINATION | extension::ROUTING => {
-                let header: [u8; 4] = packet.read(l4)?;
-                // RFC 5095: a type 0 routing header must not be followed.
-                if next == extension::ROUTING && header[2] == 0
-                    || next == extension::HOP_BY_HOP && followed != 0
-                {
-                    return Err(DropReason::ExtensionHeaders);
-                }
-                next = header[0];
-                l4 += (u32::from(header[1]) + 1) * 8;
-            }
-            extension::FRAGMENT => {
-                let header: [u8; 8] = packet.read(l4)?;
-                next = header[0];
-                l4 += 8;
-                // An atomic fragment (RFC 6946) is a whole packet.
-                match u16::from_be_bytes([header[2], header[3]]) & 0xfff9 {
-                    0 => {}
-                    1 => kind = Kind::Fragment,
-                    _ => {
-                        kind = Kind::LaterFragment;
-                        break;
-                    }
-                }
-            }
-            _ => break,
-        }
-        followed += 1;
-        if followed == extension::MAX {
-            match next {
-                extension::HOP_BY_HOP
-                | extension::DESTINATION
-                | extension::ROUTING
-                | extension::FRAGMENT => {
-                    return Err(DropReason::ExtensionHeaders);
-                }
-                _ => break,
-            }
-        }
-    }
+    let (mut next, mut l4) = (ip.next, l3 + 40);
+    let kind = follow_extensions(packet, &mut next, &mut l4)?;
     Ok(Parsed {
         tuple: Tuple {
             src: addr::<F>(&ip.src),
@@ -219,6 +174,64 @@ fn parse_v6<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
         icmp_type: 0,
         kind,
     })
+}
+
+/// Follows extension headers (RFC 8200 §4). `next` and `l4`: the number and the offset of the first
+/// header behind the fixed one; then of the L4 header.
+///
+/// # Errors
+/// [`DropReason::Malformed`], [`DropReason::ExtensionHeaders`].
+#[inline(always)]
+pub(crate) fn follow_extensions(
+    packet: &impl Packet,
+    next: &mut u8,
+    l4: &mut u32,
+) -> Result<Kind, DropReason> {
+    let mut kind = Kind::Portless;
+    let mut followed = 0;
+    loop {
+        match *next {
+            extension::HOP_BY_HOP | extension::DESTINATION | extension::ROUTING => {
+                let header: [u8; 4] = packet.read(*l4)?;
+                // RFC 5095: a type 0 routing header must not be followed.
+                if *next == extension::ROUTING && header[2] == 0
+                    || *next == extension::HOP_BY_HOP && followed != 0
+                {
+                    return Err(DropReason::ExtensionHeaders);
+                }
+                *next = header[0];
+                *l4 += (u32::from(header[1]) + 1) * 8;
+            }
+            extension::FRAGMENT => {
+                let header: [u8; 8] = packet.read(*l4)?;
+                *next = header[0];
+                *l4 += 8;
+                // An atomic fragment (RFC 6946) is a whole packet.
+                match u16::from_be_bytes([header[2], header[3]]) & 0xfff9 {
+                    0 => {}
+                    1 => kind = Kind::Fragment,
+                    _ => {
+                        kind = Kind::LaterFragment;
+                        break;
+                    }
+                }
+            }
+            _ => break,
+        }
+        followed += 1;
+        if followed == extension::MAX {
+            match *next {
+                extension::HOP_BY_HOP
+                | extension::DESTINATION
+                | extension::ROUTING
+                | extension::FRAGMENT => {
+                    return Err(DropReason::ExtensionHeaders);
+                }
+                _ => break,
+            }
+        }
+    }
+    Ok(kind)
 }
 
 #[inline(always)]
@@ -248,8 +261,10 @@ fn parse_l4<F: Family>(
             } else if header[0] == F::ECHO_REPLY {
                 set_ports(parsed, [0, 0], id);
             } else if is_icmp_error::<F>(header[0]) {
+                // No flow has such a tuple, so no flow is taken for the error's own.
+                set_ports(parsed, [0xff, 0xff], [0xff, header[0]]);
                 parsed.kind = Kind::IcmpError;
-            } else if F::VERSION == 6 && matches!(header[0], 130..=137 | 143 | 151..=153) {
+            } else if is_link_control::<F>(header[0]) {
                 parsed.kind = Kind::LinkControl;
             }
         }
@@ -268,7 +283,7 @@ fn set_ports<A>(parsed: &mut Parsed<A>, sport: [u8; 2], dport: [u8; 2]) {
 /// Destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792);
 /// types 0–127 of ICMPv6 (RFC 4443 §2.1).
 #[inline(always)]
-fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
+pub(crate) fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
     if F::VERSION == 4 {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     } else {
@@ -276,38 +291,9 @@ fn is_icmp_error<F: Family>(icmp_type: u8) -> bool {
     }
 }
 
-/// Sets `scratch.tuple` to the key of the flow that an ICMP error is about, as the entry for packets
-/// that travel the error's way bears it: the quoted packet's tuple, reversed. `false` where too
-/// little is quoted. Extension headers of the quoted packet are not followed.
+/// Multicast listener discovery, router and neighbour discovery, and their like, which never leave
+/// a link.
 #[inline(always)]
-pub fn inner_tuple<F: Family>(packet: &impl Packet, scratch: &mut Scratch<F::Addr>) -> bool {
-    let inner = scratch.parsed.l4 + 8;
-    let tuple = &mut scratch.tuple;
-    let l4 = if F::VERSION == 4 {
-        let Ok(ip) = packet.read::<Ipv4Header>(inner) else {
-            return false;
-        };
-        if u16::from_be_bytes(ip.fragment) & 0x1fff != 0 {
-            return false;
-        }
-        (tuple.src, tuple.dst, tuple.proto) = (addr::<F>(&ip.dst), addr::<F>(&ip.src), ip.proto);
-        inner + u32::from(ip.version_ihl & 0x0f) * 4
-    } else {
-        let Ok(ip) = packet.read::<Ipv6Header>(inner) else {
-            return false;
-        };
-        (tuple.src, tuple.dst, tuple.proto) = (addr::<F>(&ip.dst), addr::<F>(&ip.src), ip.next);
-        inner + 40
-    };
-    let Ok(l4) = packet.read::<[u8; 8]>(l4) else {
-        return false;
-    };
-    tuple.reserved = [0; 3];
-    (tuple.sport, tuple.dport) = match tuple.proto {
-        proto::TCP | proto::UDP | proto::SCTP => ([l4[2], l4[3]], [l4[0], l4[1]]),
-        p if p == F::ICMP && l4[0] == F::ECHO_REQUEST => ([0, 0], [l4[4], l4[5]]),
-        p if p == F::ICMP && l4[0] == F::ECHO_REPLY => ([l4[4], l4[5]], [0, 0]),
-        _ => return false,
-    };
-    true
+pub(crate) fn is_link_control<F: Family>(icmp_type: u8) -> bool {
+    F::VERSION == 6 && matches!(icmp_type, 130..=137 | 143 | 151..=153)
 }

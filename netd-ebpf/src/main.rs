@@ -11,6 +11,7 @@ mod host_access;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
+mod replace;
 mod skb;
 mod subprograms;
 mod tables;
@@ -22,7 +23,8 @@ use aya_ebpf::{
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::generated::{
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_store_bytes,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
+        bpf_skb_store_bytes,
     },
     macros::classifier,
     programs::TcContext,
@@ -103,6 +105,8 @@ fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> V
     execute(ctx, &maps, &meta, verdict)
 }
 
+const PACKET_HOST: u32 = 0;
+
 /// From a verdict to the kernel's action.
 #[inline(always)]
 fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i32 {
@@ -128,6 +132,20 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
             account::redirected(meta.hook, verdict.is_slow());
             // SAFETY: plain integers. The kernel takes the Ethernet header off by itself.
             unsafe { bpf_redirect(verdict.argument(), 0) as i32 }
+        }
+        7 => {
+            account::count_drop(ctx, u32::from(meta.hook), verdict.0);
+            // Before Linux 6.14 a redirect to a peer does not see to it, and what a container sends
+            // to its bridge is for another host where it enters ours.
+            // SAFETY: the context outlives the program.
+            unsafe { bpf_skb_change_type(ctx, PACKET_HOST) };
+            // SAFETY: plain integers.
+            unsafe { bpf_redirect_peer(meta.ifindex, 0) as i32 }
+        }
+        8 => {
+            account::count_drop(ctx, u32::from(meta.hook), verdict.0);
+            // SAFETY: plain integers.
+            unsafe { bpf_redirect(meta.ifindex, 0) as i32 }
         }
         _ => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);

@@ -5,7 +5,11 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use netd_common::{abi::*, tables::Scratch};
+use netd_common::{
+    abi::*,
+    answer::{Buffer, Pace},
+    tables::Scratch,
+};
 
 use crate::tables::FibLookup;
 
@@ -87,6 +91,8 @@ pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
 #[btf_map]
 pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
+pub static ANSWERS: PerCpuArray<Answers, { answer_kind::COUNT }> = PerCpuArray::new();
+#[btf_map]
 pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new();
 
 /// Working memory of the packet in hand; not part of the ABI, not pinned.
@@ -94,6 +100,12 @@ pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new()
 pub static SCRATCH_V4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+/// Where an answer is built.
+#[btf_map]
+pub static ANSWER: PerCpuArray<Buffer, 1> = PerCpuArray::new();
+/// How many answers this CPU has sent of late.
+#[btf_map]
+pub static ANSWER_PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 /// Argument of bpf_fib_lookup.
 #[btf_map]
 pub static FIB_LOOKUP: PerCpuArray<FibLookup, 1> = PerCpuArray::new();

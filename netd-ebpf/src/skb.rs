@@ -11,10 +11,12 @@ use core::arch::asm;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_pull_data,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
     },
 };
 use netd_common::{
+    answer::{Buffer, QUOTE_ROOM},
     checksum::Diff,
     drop::DropReason,
     packet::{L4Checksum, MAX_OFFSET, Packet},
@@ -49,6 +51,15 @@ impl Skb {
         }
         Some(pointer.cast())
     }
+}
+
+/// A length that is below [`QUOTE_ROOM`] anyway, in a form that the verifier understands.
+#[inline(always)]
+pub fn bounded(length: u32) -> u32 {
+    let mut length = u64::from(length);
+    // SAFETY: arithmetic, which changes nothing.
+    unsafe { asm!("{0} &= {1}", inout(reg) length, const QUOTE_ROOM - 1) };
+    length as u32
 }
 
 impl Packet for Skb {
@@ -118,6 +129,29 @@ impl Packet for Skb {
             unsafe { bpf_csum_update(self.0, diff) };
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
+        let Some(to) = buffer.words.get_mut(word) else {
+            return false;
+        };
+        let length = bounded(length);
+        // SAFETY: the buffer has room for what `bounded` lets through after the word.
+        length != 0
+            && unsafe {
+                bpf_skb_load_bytes(
+                    self.0.cast(),
+                    offset,
+                    core::ptr::from_mut(to).cast(),
+                    length,
+                ) == 0
+            }
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, buffer: &Buffer, start: u32, length: u32) -> bool {
+        crate::replace::replace(self.0, buffer, start, length)
     }
 
     #[inline(always)]

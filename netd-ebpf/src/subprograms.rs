@@ -22,10 +22,14 @@ use crate::{
 const NO_CONTEXT: *mut __sk_buff = core::ptr::null_mut();
 
 macro_rules! subprograms {
-    ($family:ty, $from_endpoint:ident, $from_uplink:ident, $proceed:ident, $reroute:ident, $classify:ident,
+    ($family:ty, $from_endpoint:ident, $from_uplink:ident,
+     $read_quoted:ident, $icmp_error:ident, $send_error:ident,
+
+     $proceed:ident, $reroute:ident, $classify:ident,
      $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
+     $answer:ident, $clamp_mss:ident,
      $route:ident, $host_listens:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -36,6 +40,32 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         extern "C" fn $from_uplink(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
             steps::from_uplink::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $icmp_error(
+            ctx: *mut __sk_buff,
+            ifindex: u32,
+            network: u32,
+            decision: u32,
+        ) -> u64 {
+            steps::icmp_error::<$family, _, _>(
+                &mut Skb(ctx),
+                &Maps(ctx),
+                ifindex,
+                network,
+                decision,
+            )
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $read_quoted(ctx: *mut __sk_buff) -> u32 {
+            steps::read_quoted::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $send_error(ctx: *mut __sk_buff) -> u64 {
+            steps::send_error::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -152,6 +182,16 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $answer(ctx: *mut __sk_buff, ifindex: u32, verdict: u64) -> u64 {
+            steps::answer::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, verdict)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $clamp_mss(ctx: *mut __sk_buff) -> u32 {
+            steps::clamp_mss::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
             tables::route::<$family>(ctx)
         }
@@ -169,6 +209,24 @@ macro_rules! subprograms {
             #[inline(always)]
             fn from_uplink<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
                 $from_uplink(self.0, ifindex)
+            }
+            #[inline(always)]
+            fn icmp_error<P: Packet>(
+                &self,
+                _: &mut P,
+                ifindex: u32,
+                network: u32,
+                decision: u32,
+            ) -> u64 {
+                $icmp_error(self.0, ifindex, network, decision)
+            }
+            #[inline(always)]
+            fn read_quoted<P: Packet>(&self, _: &mut P) -> u32 {
+                $read_quoted(self.0)
+            }
+            #[inline(always)]
+            fn send_error<P: Packet>(&self, _: &mut P) -> u64 {
+                $send_error(self.0)
             }
             #[inline(always)]
             fn proceed<P: Packet>(&self, _: &mut P, decision: u32) -> u64 {
@@ -227,6 +285,14 @@ macro_rules! subprograms {
                 $promote()
             }
             #[inline(always)]
+            fn answer<P: Packet>(&self, _: &mut P, ifindex: u32, verdict: u64) -> u64 {
+                $answer(self.0, ifindex, verdict)
+            }
+            #[inline(always)]
+            fn clamp_mss<P: Packet>(&self, _: &mut P) -> u32 {
+                $clamp_mss(self.0)
+            }
+            #[inline(always)]
             fn end(&self, generation: u32) {
                 $end(generation);
             }
@@ -262,6 +328,9 @@ subprograms!(
     V4,
     from_endpoint_v4,
     from_uplink_v4,
+    read_quoted_v4,
+    icmp_error_v4,
+    send_error_v4,
     proceed_v4,
     reroute_v4,
     classify_v4,
@@ -283,6 +352,8 @@ subprograms!(
     claim_seat_v4,
     probe_seat_v4,
     vacate_seat_v4,
+    answer_v4,
+    clamp_mss_v4,
     route_v4,
     host_listens_v4
 );
@@ -290,6 +361,9 @@ subprograms!(
     V6,
     from_endpoint_v6,
     from_uplink_v6,
+    read_quoted_v6,
+    icmp_error_v6,
+    send_error_v6,
     proceed_v6,
     reroute_v6,
     classify_v6,
@@ -311,6 +385,8 @@ subprograms!(
     claim_seat_v6,
     probe_seat_v6,
     vacate_seat_v6,
+    answer_v6,
+    clamp_mss_v6,
     route_v6,
     host_listens_v6
 );

@@ -12,6 +12,7 @@ use aya_ebpf::{
 };
 use netd_common::{
     abi::*,
+    answer::Buffer,
     drop::DropReason,
     tables::{InsertError, KernelSlot, Scratch, Slot, Tables},
     wire::{Address, Family, V4, V6, proto},
@@ -502,6 +503,28 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         // SAFETY: copied at once.
         unsafe { maps::SOCKETS.get(key) }.map_or(0, |peer| peer.ifindex)
+    }
+
+    #[inline(always)]
+    fn answer_buffer(&self) -> Option<&mut Buffer> {
+        // SAFETY: this CPU's element, which no other program uses while this one runs.
+        maps::ANSWER.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        // SAFETY: this CPU's element; the clock takes no arguments.
+        maps::ANSWER_PACE
+            .get_ptr_mut(0)
+            .is_some_and(|pace| unsafe { (*pace).take(bpf_ktime_get_coarse_ns()) })
+    }
+
+    #[inline(always)]
+    fn count_answer(&self, kind: usize, event: usize) {
+        if let Some(answers) = maps::ANSWERS.get_ptr_mut(kind as u32) {
+            // SAFETY: this CPU's element.
+            unsafe { (*answers).count[event] += 1 };
+        }
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
-//! `cargo xtask sabotage`: switches off one check of the data plane at a time, and expects the semantics tests to
-//! notice. A suite that stays green then would prove nothing.
+//! `cargo xtask sabotage`: switches off one check of the data plane at a time, and expects the semantics tests (or those of
+//! transport) to notice. A suite that stays green then would prove nothing.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -18,7 +18,8 @@ use crate::{exit, process, setup, target_dir};
 const TEST_LIMIT: Duration = Duration::from_secs(180);
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// Which test must notice that a check is gone.
+/// Which test must notice that a check is gone. Those of the modules in [`TRANSPORT`] are of that suite, the others of the
+/// semantics.
 #[rustfmt::skip]
 const NOTICED_BY: &[(&str, &str)] = &[
     ("icc", "networks::containers_of_one_bridge"),
@@ -36,7 +37,11 @@ const NOTICED_BY: &[(&str, &str)] = &[
     ("masquerade", "networks::masquerade"),
     ("host-listener", "publish::ranges_and_programs_of_the_host"),
     ("forwarded", "spoof::what_the_stack_forwards"),
+    ("ipsec", "ipsec::what_a_policy_covers_never_leaves_in_clear"),
 ];
+
+/// Modules of the transport suite.
+const TRANSPORT: &[&str] = &["ipsec"];
 
 /// What to switch off.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -98,9 +103,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(exit::answer(report.ok))
 }
 
-/// The semantics tests, and the netd that can be sabotaged.
+/// The tests, and the netd that can be sabotaged.
 struct Suite {
-    tests: PathBuf,
+    semantics: PathBuf,
+    transport: PathBuf,
     netd: PathBuf,
 }
 
@@ -118,23 +124,23 @@ struct Target {
 
 impl Suite {
     fn build() -> anyhow::Result<Self> {
-        let mut tests = cargo();
-        tests.args([
-            "test",
-            "--package",
-            "netd",
-            "--test",
-            "semantics",
-            "--no-run",
-        ]);
-        let tests = executable("sabotage tests", &mut tests, "semantics")?;
+        let tests = |name| {
+            let mut tests = cargo();
+            tests.args(["test", "--package", "netd", "--test", name, "--no-run"]);
+            executable("sabotage tests", &mut tests, name)
+        };
+        let (semantics, transport) = (tests("semantics")?, tests("transport")?);
         // A directory of its own: it must never be taken for the netd that is shipped.
         let mut netd = cargo();
         netd.args(["build", "--package", "netd", "--features", "sabotage"])
             .arg("--target-dir")
             .arg(target_dir().join("sabotage"));
         let netd = executable("sabotage netd", &mut netd, "netd")?;
-        Ok(Self { tests, netd })
+        Ok(Self {
+            semantics,
+            transport,
+            netd,
+        })
     }
 
     /// The control: with every check in force the test is green.
@@ -171,7 +177,12 @@ impl Suite {
     }
 
     fn test(&self, name: &str, test: &str, mask: u32) -> anyhow::Result<process::Outcome> {
-        let mut command = Command::new(&self.tests);
+        let module = test.split("::").next().unwrap_or_default();
+        let mut command = Command::new(if TRANSPORT.contains(&module) {
+            &self.transport
+        } else {
+            &self.semantics
+        });
         command
             .args(["--exact", test, "--nocapture"])
             .env("NETD_TEST_PROGRAM", &self.netd)

@@ -49,7 +49,7 @@ const SUITES: &[Suite] = &[
     Suite { name: "aarch64", needs: &[Need::Build], run: lints::aarch64 },
     Suite { name: "tests", needs: &[Need::Build, Need::Network], run: runner::tests },
     Suite { name: "survival", needs: &[Need::Build, Need::Network], run: runner::survival },
-    Suite { name: "transport", needs: &[Need::Build, Need::Network], run: runner::transport },
+    Suite { name: "transport", needs: &[Need::Build, Need::Network, Need::Tunnel], run: runner::transport },
     Suite { name: "verifier", needs: &[Need::Build, Need::Network, Need::KernelVm], run: verifier::rows },
 ];
 

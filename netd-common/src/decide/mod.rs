@@ -208,7 +208,7 @@ pub fn masquerades<F: Family>(network: &Network) -> bool {
 }
 
 #[inline(always)]
-fn own_address<F: Family>(v4: [u8; 4], v6: [u8; 16]) -> F::Addr {
+pub(crate) fn own_address<F: Family>(v4: [u8; 4], v6: [u8; 16]) -> F::Addr {
     if F::VERSION == 4 {
         F::Addr::from_padded(&V4Addr(v4).padded())
     } else {

@@ -107,6 +107,25 @@ impl<A: Address> Frame<A> {
         Self::icmp::<F>(src, dst, (F::ECHO_REPLY, 0), [id[0], id[1], 0, 1], b"ping")
     }
 
+    /// A TCP segment with these options, a multiple of 4 bytes.
+    ///
+    /// # Panics
+    /// If they are not.
+    #[must_use]
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        assert_eq!(options.len() % 4, 0, "TCP options come in words");
+        self.l4[12] = ((20 + options.len()) as u8 / 4) << 4;
+        self.l4.splice(20..20, options.iter().copied());
+        self
+    }
+
+    /// Not to be fragmented: sets DF (IPv4).
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.fragment = 0x4000;
+        self
+    }
+
     /// With these MACs: to, from.
     #[must_use]
     pub fn macs(mut self, to: [u8; 6], from: [u8; 6]) -> Self {
@@ -202,7 +221,8 @@ fn l4_checksum<F: Family>(src: &F::Addr, dst: &F::Addr, protocol: u8, l4: &[u8])
 }
 
 /// Recomputes the checksums of a frame that [`Frame`] built, whatever has happened to it since:
-/// of the IPv4 header, and of TCP, UDP and ICMP. Extension headers are not looked through.
+/// of the IPv4 header, and of TCP, UDP and ICMP. Extension headers are not looked through, nor is
+/// what an ICMP error quotes: see [`verify_quoted`].
 ///
 /// # Errors
 /// What is wrong.
@@ -249,6 +269,33 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
         [0, 0] => Ok(()),
         other => Err(format!("the L4 checksum is off by {other:x?}")),
     }
+}
+
+/// Recomputes the checksums of the packet that an ICMP error quotes whole, as [`verify`] does.
+///
+/// # Errors
+/// What is wrong.
+pub fn verify_quoted<F: Family>(frame: &[u8]) -> Result<(), String> {
+    let ip = frame.get(14..).unwrap_or_default();
+    let header = match ip.first() {
+        Some(first) if F::VERSION == 4 => usize::from(first & 0xf) * 4,
+        _ => 40,
+    };
+    let quoted = ip.get(header + 8..).ok_or("nothing is quoted")?;
+    verify::<F>(&[&[0; 12][..], &F::ETHERTYPE, quoted].concat())
+}
+
+/// An IP packet with its IPv4 header's checksum, if it has one, computed anew.
+#[must_use]
+pub fn renewed<F: Family>(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if F::VERSION == 4 {
+        let header = usize::from(packet[0] & 0xf) * 4;
+        packet[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(&[&packet[..header]]);
+        packet[10..12].copy_from_slice(&sum);
+    }
+    packet
 }
 
 /// A tagged copy of a frame: `tag` (TPID and TCI) after the MACs.

@@ -155,7 +155,7 @@ pub(super) fn ask<F: Family, T: Steps<F>>(
 /// # Errors
 /// The reason why it may not go on; the flow is ended unless it is a matter of routes alone.
 #[inline(always)]
-fn is_same_flow<F: Family, T: Steps<F>>(
+pub(super) fn is_same_flow<F: Family, T: Steps<F>>(
     tables: &T,
     scratch: &Scratch<F::Addr>,
     slot: &Slot<F::Addr>,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    Meta, PEER, Verdict, deliver, established,
+    Meta, PEER, Verdict, deliver, established, mss, refusal,
     steps::{self, Judgement},
     yields,
 };
@@ -74,11 +74,16 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
             &mut scratch.hop,
         ) {
             Ok(verdict) => verdict,
-            Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
+            Err(reason) => {
+                let verdict = Verdict::drop(reason).of(F::VERSION, 0);
+                refusal::tell::<F, P, T>(packet, tables, meta.ifindex, verdict)
+            }
         };
     }
     let judgement = tables.from_endpoint(packet, meta.ifindex);
-    steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement)
+    let verdict = steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement);
+    mss::clamp_if_syn::<F, P, T>(packet, tables, verdict);
+    refusal::tell::<F, P, T>(packet, tables, meta.ifindex, verdict)
 }
 
 /// Everything but the fast path.
@@ -104,7 +109,11 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
     };
     scratch.tos = service_class::<F>(packet, scratch.parsed.l3);
     let judgement = judge::<F, P, T>(packet, tables, config, ifindex, scratch, &endpoint, network);
-    Judgement::encode(judgement, F::VERSION, endpoint.network)
+    let judgement = Judgement::encode(judgement, F::VERSION, endpoint.network);
+    if scratch.parsed.kind == Kind::IcmpError {
+        return steps::judged_error(judgement);
+    }
+    judgement
 }
 
 const PASS: Judgement = Judgement::Verdict(Verdict::PASSED);

@@ -8,7 +8,7 @@ use crate::{
     decide::check_source,
     drop::DropReason,
     packet::Packet,
-    parse::{Kind, inner_tuple, parse, service_class},
+    parse::{Kind, parse, service_class},
     room,
     sabotage::{Check, enforced},
     tables::{Scratch, Steps, Tables},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 use super::{
-    Meta, Verdict, continuing, deliver, established,
+    Meta, Verdict, continuing, deliver, established, mss, refusal,
     steps::{self, Judgement},
     yields,
 };
@@ -80,20 +80,21 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
     {
         return match deliver::<F, P>(packet, now, l3, &scratch.parsed, &slot, &mut scratch.hop) {
             Ok(verdict) => verdict,
-            Err(reason) => Verdict::drop(reason).of(F::VERSION, 0),
+            Err(reason) => {
+                let verdict = Verdict::drop(reason).of(F::VERSION, 0);
+                refusal::tell::<F, P, T>(packet, tables, meta.ifindex, verdict)
+            }
         };
     }
     let judgement = tables.from_uplink(packet, meta.ifindex);
-    steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement)
+    let verdict = steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement);
+    mss::clamp_if_syn::<F, P, T>(packet, tables, verdict);
+    refusal::tell::<F, P, T>(packet, tables, meta.ifindex, verdict)
 }
 
 /// Everything but the fast path.
 #[inline(always)]
-pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
-    packet: &mut P,
-    tables: &T,
-    ifindex: u32,
-) -> u64 {
+pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(packet: &P, tables: &T, ifindex: u32) -> u64 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::PASSED.0;
     };
@@ -102,18 +103,21 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
     if scratch.parsed.l3 == ETH_LEN {
         scratch.sender = packet.read::<Eth>(0).map_or([0; 6], |eth| eth.src);
     }
-    Judgement::encode(
-        judge::<F, P, T>(packet, tables, config, ifindex, scratch),
+    let judgement = Judgement::encode(
+        judge::<F, T>(tables, config, ifindex, scratch),
         F::VERSION,
         0,
-    )
+    );
+    if scratch.parsed.kind == Kind::IcmpError {
+        return steps::judged_error(judgement);
+    }
+    judgement
 }
 
 const PASS: Judgement = Judgement::Verdict(Verdict::PASSED);
 
 #[inline(always)]
-fn judge<F: Family, P: Packet, T: Steps<F>>(
-    packet: &mut P,
+fn judge<F: Family, T: Steps<F>>(
     tables: &T,
     config: &Config,
     ifindex: u32,
@@ -121,7 +125,7 @@ fn judge<F: Family, P: Packet, T: Steps<F>>(
 ) -> Result<Judgement, DropReason> {
     match scratch.parsed.kind {
         Kind::LinkControl => return Ok(PASS),
-        Kind::IcmpError => return icmp_error::<F, P, T>(packet, tables, config, scratch),
+        Kind::IcmpError => return icmp_error::<F, T>(tables, config, &scratch.parsed.tuple.dst),
         Kind::Fragment => return fragment::<F, T>(tables, config, scratch),
         _ => {}
     }
@@ -146,36 +150,14 @@ fn judge<F: Family, P: Packet, T: Steps<F>>(
     Ok(Judgement::Open)
 }
 
-/// Errors about flows of netd's are not translated yet; the host must not take them for its own.
+/// What becomes of an error about no flow of netd's: the host's own are the host's business.
 #[inline(always)]
-fn icmp_error<F: Family, P: Packet, T: Tables<F>>(
-    packet: &mut P,
+fn icmp_error<F: Family, T: Tables<F>>(
     tables: &T,
     config: &Config,
-    scratch: &mut Scratch<F::Addr>,
+    dst: &F::Addr,
 ) -> Result<Judgement, DropReason> {
-    let dst = &scratch.parsed.tuple.dst;
-    if tables.subnet(dst) != 0 && tables.local(dst) == local_kind::NONE {
-        return if yields(config) {
-            Ok(PASS)
-        } else {
-            Err(DropReason::IcmpError)
-        };
-    }
-    // The quoted packet is one that we sent; our flow knows it by its reply.
-    const QUOTED: u32 = 14 + 60 + 8 + 60 + 8;
-    if !inner_tuple::<F>(packet, scratch) {
-        let want = if packet.len() < QUOTED {
-            packet.len()
-        } else {
-            QUOTED
-        };
-        packet.pull(want);
-        if !inner_tuple::<F>(packet, scratch) {
-            return Ok(PASS);
-        }
-    }
-    if room::either::<F, T>(tables, &scratch.tuple).is_some() {
+    if tables.subnet(dst) != 0 && tables.local(dst) == local_kind::NONE && !yields(config) {
         return Err(DropReason::IcmpError);
     }
     Ok(PASS)

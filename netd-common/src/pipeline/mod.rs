@@ -6,6 +6,9 @@ mod continuing;
 mod from_endpoint;
 mod from_uplink;
 mod host_socket;
+mod icmp_error;
+mod mss;
+mod refusal;
 pub mod steps;
 mod symmetric;
 mod to_endpoint;
@@ -66,6 +69,11 @@ pub enum Outcome {
     Endpoint(u32),
     /// Out of this interface as it is: it has no Ethernet header, or the packet bears it already.
     Device(u32),
+    /// Dropped, and answered: the answer is in the packet's place, for the container that it came
+    /// from.
+    AnswerPeer(DropReason),
+    /// The same, to be sent out of the interface that the packet came in by.
+    AnswerBack(DropReason),
 }
 
 const PASS: u64 = 0;
@@ -75,6 +83,10 @@ const NEIGHBOUR4: u64 = 3;
 const NEIGHBOUR6: u64 = 4;
 const ENDPOINT: u64 = 5;
 const DEVICE: u64 = 6;
+const ANSWER_PEER: u64 = 7;
+const ANSWER_BACK: u64 = 8;
+/// The bits of a [`Verdict`] that hold its action.
+const ACTION: u64 = 0x7f << 32;
 /// The packet took the slow path.
 const SLOW: u64 = 1 << 39;
 
@@ -108,7 +120,7 @@ impl Verdict {
     }
 
     /// Action code: 0 pass, 1 drop, 2 peer, 3 and 4 neighbour, 5 endpoint,
-    /// 6 device.
+    /// 6 device, 7 and 8 answer.
     #[must_use]
     #[inline(always)]
     pub const fn action(self) -> u64 {
@@ -158,6 +170,14 @@ impl Verdict {
             NEIGHBOUR6 => Outcome::Neighbour6(argument),
             ENDPOINT => Outcome::Endpoint(argument),
             DEVICE => Outcome::Device(argument),
+            ANSWER_PEER | ANSWER_BACK => {
+                let reason = DropReason::from_number(argument as u16).expect("a reason");
+                if self.action() == ANSWER_PEER {
+                    Outcome::AnswerPeer(reason)
+                } else {
+                    Outcome::AnswerBack(reason)
+                }
+            }
             action => panic!("no action {action}"),
         }
     }
@@ -209,12 +229,27 @@ fn kernel_forwards<P: Packet, T: Steps<V4> + Steps<V6>>(
     family: u8,
     translated: u32,
 ) -> bool {
-    let forwards = match family {
-        4 => <T as Steps<V4>>::kernel_forwards(tables, packet, translated),
-        6 => <T as Steps<V6>>::kernel_forwards(tables, packet, translated),
-        _ => 0,
-    };
-    forwards != 0
+    match family {
+        4 => kernel_forwards_of::<V4, P, T>(packet, tables, translated),
+        6 => kernel_forwards_of::<V6, P, T>(packet, tables, translated),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn kernel_forwards_of<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    translated: u32,
+) -> bool {
+    let mut forwards = tables.kernel_forwards(packet, translated);
+    if forwards == steps::ASK_OF_QUOTED {
+        if tables.read_quoted(packet) == 0 {
+            return false;
+        }
+        forwards = tables.kernel_forwards(packet, translated | steps::QUOTED);
+    }
+    forwards == 1
 }
 
 /// Sends the packet along its flow. `l3`: offset of the IP header, 0 or [`crate::wire::ETH_LEN`].
@@ -231,12 +266,26 @@ fn deliver<F: Family, P: Packet>(
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
     if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
-        return Err(DropReason::TooBig);
+        oversize::<F>(packet, parsed, slot)?;
     }
     translate::<F>(packet, parsed, slot)?;
     slot.set_packets(slot.packets() + 1);
     slot.set_bytes(slot.bytes() + u64::from(packet.len()));
     slot.set_last_seen(now);
+    lead::<F, P>(packet, l3, slot, hop)
+}
+
+/// The verdict that sends a translated packet on its flow's way. `l3`: as of [`deliver`].
+///
+/// # Errors
+/// [`DropReason::HelperFailed`].
+#[inline(always)]
+fn lead<F: Family, P: Packet>(
+    packet: &mut P,
+    l3: u32,
+    slot: &Slot<F::Addr>,
+    hop: &mut [u8; 16],
+) -> Result<Verdict, DropReason> {
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
@@ -270,6 +319,32 @@ fn frame_header<F: Family>(via: [u8; 16]) -> Eth {
         src: [via[6], via[7], via[8], via[9], via[10], via[11]],
         ethertype: F::ETHERTYPE,
     }
+}
+
+/// A packet that is larger than the MTU on its way may go all the same if nobody asked that it stay
+/// whole, and it is for a container: bpf_redirect_peer knows no MTU, and the MTU of an interface is
+/// for what leaves by it, not for what it receives.
+///
+/// # Errors
+/// [`DropReason::TtlExpired`] (which a router finds out first), [`DropReason::TooBig`],
+/// [`DropReason::CannotFragment`].
+#[inline(always)]
+fn oversize<F: Family>(
+    packet: &impl Packet,
+    parsed: &Parsed<F::Addr>,
+    slot: &Slot<F::Addr>,
+) -> Result<(), DropReason> {
+    const DONT_FRAGMENT: u8 = 0x40;
+    if parsed.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    if F::VERSION != 4 || packet.read::<u8>(parsed.l3 + 6)? & DONT_FRAGMENT != 0 {
+        return Err(DropReason::TooBig);
+    }
+    if slot.flags() & flow_flag::TO_ENDPOINT != 0 {
+        return Ok(());
+    }
+    Err(DropReason::CannotFragment)
 }
 
 /// A GSO packet is as large as its segments.

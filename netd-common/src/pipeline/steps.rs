@@ -9,15 +9,22 @@ use crate::{
     flow::{self, initial_state},
     ipsec, kernel_flow,
     packet::Packet,
-    parse::{Kind, Parsed, inner_tuple, parse},
-    room,
+    parse::{Kind, Parsed, parse},
+    quoted, room,
     sabotage::{Check, enforced},
     tables::{Scratch, Steps},
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
-use super::{Verdict, continuing, deliver, symmetric, way, yields};
+use super::{
+    DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
+    icmp_error as about, mss, refusal, symmetric, way, yields,
+};
 
+/// The actions of a [`Verdict`], as they stand in one.
+const PASSED: u64 = PASS_ACTION << 32;
+const DROPPED: u64 = DROP_ACTION << 32;
+const TO_PEER: u64 = PEER_ACTION << 32;
 /// No [`Verdict`] has this action: judge the packet as one without a flow.
 pub(super) const OPEN: u64 = 0x70 << 32;
 /// No [`Verdict`] has this action: the packet belongs to a flow.
@@ -27,12 +34,17 @@ const PROCEED: u64 = 0x71 << 32;
 const DECIDE: u64 = 0x72 << 32;
 /// No [`Verdict`] has this action: the flow was confirmed; promote it and send the packet.
 pub(super) const PROMOTE: u64 = 0x73 << 32;
+/// No [`Verdict`] has this action: translate the ICMP error and send it.
+pub(super) const SEND_ERROR: u64 = 0x74 << 32;
 /// No [`Verdict`] has this action: the packet's way has to be looked up first.
-pub(super) const REROUTE: u64 = 0x74 << 32;
+pub(super) const REROUTE: u64 = 0x75 << 32;
 /// No [`Verdict`] has this action: it was, and the packet may go on.
-pub(super) const REROUTED: u64 = 0x75 << 32;
+pub(super) const REROUTED: u64 = 0x76 << 32;
+/// Beside a [`Verdict`]: the packet is an ICMP error, and this holds only if it is about no flow of
+/// netd's. In the place of the family, which is 4 or 6.
+const ABOUT_A_FLOW: u64 = 1 << 46;
 /// The bits that tell.
-const ACTION: u64 = 0x7f << 32;
+pub(super) const ACTION: u64 = 0x7f << 32;
 
 /// What the first step of the slow path makes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +78,10 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
     judgement: u64,
 ) -> Verdict {
+    if judgement & ABOUT_A_FLOW != 0 {
+        let otherwise = Verdict(judgement & !ABOUT_A_FLOW);
+        return about_a_flow::<F, P, T>(packet, tables, ifindex, otherwise).slow();
+    }
     if judgement & ACTION != PROCEED && judgement & ACTION != OPEN {
         return Verdict(judgement).slow();
     }
@@ -102,6 +118,72 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
     open::<F, P, T>(packet, tables, ifindex, network)
         .of(F::VERSION, network)
         .slow()
+}
+
+/// What was judged of an ICMP error as of any packet. That is final if it must not be here at all.
+#[inline(always)]
+pub(super) fn judged_error(judgement: u64) -> u64 {
+    let reason = judgement as u32;
+    let open = match judgement & ACTION {
+        DROPPED => {
+            reason == DropReason::IcmpError as u32 || reason == DropReason::IccDisabled as u32
+        }
+        action => action == PASSED || action == TO_PEER,
+    };
+    if open {
+        judgement | ABOUT_A_FLOW
+    } else {
+        judgement
+    }
+}
+
+/// An ICMP error, which goes the way of the flow that it is about.
+#[inline(always)]
+fn about_a_flow<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    otherwise: Verdict,
+) -> Verdict {
+    let network = otherwise.network();
+    if tables.read_quoted(packet) == 0 {
+        let refused = Verdict::drop(DropReason::IcmpError).of(F::VERSION, network);
+        return if otherwise == refused {
+            Verdict::drop(DropReason::IcmpQuote).of(F::VERSION, network)
+        } else {
+            otherwise
+        };
+    }
+    let mut verdict = tables.icmp_error(packet, ifindex, u32::from(network), UNDECIDED);
+    if verdict & ACTION == DECIDE {
+        let opened_on = verdict as u32;
+        let opener = (verdict >> 48) as u32;
+        let decision = decide::<F, T>(tables, opened_on, opener, AGAIN);
+        verdict = tables.icmp_error(packet, ifindex, u32::from(network), decision);
+    }
+    if verdict & ACTION == OPEN {
+        return otherwise;
+    }
+    if verdict & ACTION == REROUTE {
+        verdict = tables.reroute(packet, ifindex);
+        let mut decision = ROUTED;
+        if verdict & ACTION == DECIDE {
+            let opened_on = verdict as u32;
+            let opener = (verdict >> 48) as u32;
+            decision = decide::<F, T>(tables, opened_on, opener, AGAIN);
+        }
+        if verdict & ACTION == DECIDE || verdict & ACTION == REROUTED {
+            verdict = tables.icmp_error(packet, ifindex, u32::from(network), decision);
+        }
+        if verdict & ACTION == OPEN {
+            // The flow has ended meanwhile.
+            verdict = Verdict::drop(DropReason::FlowEnded).0;
+        }
+    }
+    if verdict & ACTION == SEND_ERROR {
+        verdict = tables.send_error(packet);
+    }
+    Verdict(verdict).of(F::VERSION, network)
 }
 
 /// A packet without a flow: decides and, if it may go, opens a flow and sends it.
@@ -169,6 +251,53 @@ pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
         return Verdict::drop(DropReason::HelperFailed).0;
     };
     continuing::proceed::<F, P, T>(packet, tables, config, scratch, decision)
+}
+
+/// [`quoted::find`] what the ICMP error in hand is about, for `scratch.quoted`. 1: found.
+#[inline(always)]
+pub fn read_quoted<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u32 {
+    let Some(scratch) = tables.scratch() else {
+        return 0;
+    };
+    u32::from(quoted::find::<F>(
+        packet,
+        &scratch.parsed,
+        &mut scratch.quoted,
+    ))
+}
+
+/// An ICMP error, parsed, and what it quotes too: may it go the way of the flow that it is about?
+/// `network`: that of the container that sent it, 0 for an uplink. `decision`: as of [`proceed`].
+/// Returns a [`Verdict`], asks to send it or to decide about the flow, or says that there is no such
+/// flow of netd's.
+#[inline(always)]
+pub fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    network: u32,
+    decision: u32,
+) -> u64 {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    let from = about::From {
+        ifindex,
+        network: network as u16,
+    };
+    about::icmp_error::<F, P, T>(packet, tables, config, scratch, from, decision)
+}
+
+/// Sends an ICMP error that [`icmp_error`] has judged. Returns a [`Verdict`].
+#[inline(always)]
+pub fn send_error<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    match about::send::<F, P, T>(packet, tables, scratch) {
+        Ok(verdict) => verdict.0,
+        Err(reason) => Verdict::drop(reason).0,
+    }
 }
 
 /// Asks for a decision about `scratch.tuple`.
@@ -244,12 +373,12 @@ fn decide<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh:
 /// Is what was decided left to IPsec? Returns a code for [`decode`]; `Forward`: it is not.
 #[inline(always)]
 pub fn ipsec<F: Family, T: Steps<F>>(tables: &T) -> u32 {
-    let Some(config) = tables.config() else {
+    let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
     let mut side = 0;
     while side < ipsec::SIDES {
-        if tables.ipsec_covers(side) != 0 {
+        if ipsec::concerns(&scratch.decision, side) && tables.ipsec_covers(side) != 0 {
             return if yields(config) {
                 PASS
             } else {
@@ -431,6 +560,24 @@ pub fn promote<F: Family, T: Steps<F>>(tables: &T) -> u32 {
     }
 }
 
+/// Puts the answer to the packet that `verdict` drops in its place. Returns the [`Verdict`] that
+/// sends it, or `verdict` where none is due.
+#[inline(always)]
+pub fn answer<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    verdict: u64,
+) -> u64 {
+    refusal::answer::<F, P, T>(packet, tables, ifindex, Verdict(verdict)).0
+}
+
+/// Lowers the MSS of the SYN in hand to what its flow carries. 1: it was changed.
+#[inline(always)]
+pub fn clamp_mss<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T) -> u32 {
+    mss::clamp::<F, P, T>(packet, tables)
+}
+
 /// [`room::claim`], and returns what it does.
 #[inline(always)]
 pub fn claim_seat<F: Family, T: Steps<F>>(tables: &T, confirmed: u32, owner: u32) -> u64 {
@@ -454,6 +601,12 @@ pub const ARRIVING: u32 = 0;
 /// Argument of [`kernel_forwards`]: the kernel has translated the packet.
 pub const TRANSLATED: u32 = 1;
 
+/// Argument of [`kernel_forwards`], beside the others: the packet is an ICMP error, and
+/// [`read_quoted`] has found what it is about.
+pub const QUOTED: u32 = 2;
+/// What [`kernel_forwards`] says of an ICMP error, until it is asked with [`QUOTED`].
+pub const ASK_OF_QUOTED: u32 = 2;
+
 /// Does this packet, which no program of netd's redirected, belong to a flow that the kernel's NAT
 /// owned before netd came? An ICMP error belongs to the flow that it is about. 1: yes.
 ///
@@ -463,7 +616,7 @@ pub const TRANSLATED: u32 = 1;
 pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
-    translated: u32,
+    how: u32,
 ) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return 0;
@@ -471,27 +624,21 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
     if !kernel_flow::any(config) {
         return 0;
     }
-    let Ok(parsed) = parse::<F>(packet, ETH_LEN) else {
-        return 0;
-    };
-    scratch.parsed = parsed;
-    match scratch.parsed.kind {
-        Kind::IcmpError => {
-            const QUOTED: u32 = 14 + 60 + 8 + 60 + 8;
-            let want = if packet.len() < QUOTED {
-                packet.len()
-            } else {
-                QUOTED
-            };
-            packet.pull(want);
-            if !inner_tuple::<F>(packet, scratch) {
-                return 0;
-            }
+    if how & QUOTED != 0 {
+        // As the kernel's flow knows what goes the error's way.
+        scratch.tuple = scratch.quoted.tuple.reversed();
+    } else {
+        let Ok(parsed) = parse::<F>(packet, ETH_LEN) else {
+            return 0;
+        };
+        scratch.parsed = parsed;
+        match scratch.parsed.kind {
+            Kind::IcmpError => return ASK_OF_QUOTED,
+            Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,
+            _ => return 0,
         }
-        Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,
-        _ => return 0,
     }
-    if translated == TRANSLATED {
+    if how & TRANSLATED != 0 {
         scratch.tuple = scratch.tuple.reversed();
     }
     u32::from(kernel_flow::owns_forwarded::<F, T>(

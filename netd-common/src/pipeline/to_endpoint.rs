@@ -46,6 +46,10 @@ pub fn to_endpoint<P: Packet, T: Steps<V4> + Steps<V6>>(
     let Some(config) = <T as Tables<V4>>::config(tables) else {
         return drop(DropReason::HelperFailed);
     };
+    // Nothing comes back to the port that it was sent from, but netd's own answer to it.
+    if meta.ingress_ifindex == meta.ifindex {
+        return Verdict::PASSED;
+    }
     match <T as Tables<V4>>::endpoint(tables, meta.ingress_ifindex) {
         Some(sender) if sender.network != endpoint.network && enforced(Check::Isolation) => {
             drop(DropReason::Isolation)

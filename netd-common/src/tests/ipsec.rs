@@ -9,6 +9,7 @@ for_both_families! {
     replies_of_a_published_port_count
     accelerate_mode_leaves_it_to_the_kernel
     exceptions_win_by_priority
+    what_comes_in_has_no_form_but_its_last
     ports_and_protocols
     flows_end_when_a_policy_comes
 }
@@ -104,6 +105,20 @@ fn exceptions_win_by_priority<F: Addresses>() {
         let host = with::<F>(&[exception(priority), to_client::<F>()]);
         assert_eq!(asks(&host), dropped(DropReason::IpsecPolicy), "{priority}");
     }
+}
+
+fn what_comes_in_has_no_form_but_its_last<F: Addresses>() {
+    // Answers are addressed to the host only until they are translated; the policy is of the
+    // host's own traffic.
+    let to = |dst| IpsecPolicy {
+        dst,
+        ..to_client::<F>()
+    };
+    assert_eq!(asks(&with::<F>(&[to(F::HOST)])), out::<F>(UP0));
+    let into = with::<F>(&[to(F::of(C0))]);
+    assert_eq!(asks(&into), dropped(DropReason::IpsecPolicy));
+    let syn = with::<F>(&[to(F::HOST)]).client(SYN, 8081).outcome;
+    assert_eq!(syn, Outcome::Peer(C0));
 }
 
 fn ports_and_protocols<F: Addresses>() {

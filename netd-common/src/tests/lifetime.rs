@@ -86,7 +86,7 @@ fn a_changed_route_is_taken_at_the_next_epoch<F: Addresses>() {
     assert_eq!(host.server(ACK).outcome, out::<F>(UP1));
     host.route(Err(DropReason::NoRoute));
     host.model.config.epoch += 1;
-    assert_eq!(host.server(ACK).outcome, dropped(DropReason::NoRoute));
+    assert_eq!(host.server(ACK).outcome, refused(DropReason::NoRoute));
     host.route(Ok(UP0));
     host.model.config.epoch += 1;
     assert_eq!(host.server(ACK).outcome, out::<F>(UP0), "it lives on");

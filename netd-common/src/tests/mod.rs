@@ -1,11 +1,14 @@
 //! The engine over the native model: a host with three networks and an uplink, packet by packet.
 
+mod answers;
 mod containers;
 mod failures;
 mod host_access;
+mod icmp_errors;
 mod ipsec;
 mod kernel_flows;
 mod lifetime;
+mod mss;
 mod properties;
 mod publishing;
 mod room;
@@ -248,8 +251,8 @@ impl<F: Addresses> Host<F> {
         let valid = verify::<F>(&bytes).is_ok();
         let mut after = bytes.clone();
         let mut packet = GsoPacket {
-            bytes: &mut after,
             gso_size,
+            ..GsoPacket::new(&mut after)
         };
         let outcome = self.model.run(&mut packet, &meta).outcome();
         if valid {
@@ -344,6 +347,11 @@ pub fn out<F: Addresses>(ifindex: u32) -> Outcome {
     } else {
         Outcome::Neighbour6(ifindex)
     }
+}
+
+/// Dropped at a container's veth, and the container is told.
+pub fn refused(reason: DropReason) -> Outcome {
+    Outcome::AnswerPeer(reason)
 }
 
 pub fn dropped(reason: DropReason) -> Outcome {

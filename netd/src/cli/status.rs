@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use jiff::Timestamp;
-use netd_common::abi::{self, config_flag, hook};
+use netd_common::abi::{self, answer_event, answer_kind, config_flag, hook};
 use serde::Serialize;
 
 use super::{Exit, Global, output, read};
@@ -89,6 +89,8 @@ struct DataPlane {
     draining: bool,
     drops: u64,
     verdicts: Vec<HookVerdicts>,
+    /// ICMP errors that netd itself sent to who sent what it had to drop.
+    answers: Vec<AnswerView>,
     attachments: Vec<AttachmentView>,
 }
 
@@ -99,6 +101,17 @@ struct HookVerdicts {
     forwarded: u64,
     decided: u64,
     dropped: u64,
+}
+
+/// Answers of one kind.
+#[derive(Clone, Debug, Serialize)]
+struct AnswerView {
+    kind: &'static str,
+    sent: u64,
+    /// Not sent: more than a CPU sends in a second.
+    limited: u64,
+    /// Not sent: such a packet gets no answer, or there is no address to answer from.
+    silent: u64,
 }
 
 impl Report {
@@ -186,6 +199,15 @@ impl DataPlane {
                     forwarded: v.forwarded,
                     decided: v.decided,
                     dropped: v.dropped,
+                })
+                .collect(),
+            answers: (0..)
+                .zip(state.answers()?)
+                .map(|(kind, answers)| AnswerView {
+                    kind: answer_kind::name(kind),
+                    sent: answers.count[answer_event::SENT],
+                    limited: answers.count[answer_event::LIMITED],
+                    silent: answers.count[answer_event::SILENT],
                 })
                 .collect(),
             attachments: attachment::attachments(state, how)?,
@@ -339,11 +361,30 @@ pub fn render(report: &Report) -> String {
         );
     }
     line("drops", format!("{} (see `netd drops`)", plane.drops));
+    if let Some(answers) = answers_text(&plane.answers) {
+        line("answers", answers);
+    }
     text.push('\n');
     text.push_str(&networks_table(&plane.networks));
     text.push('\n');
     text.push_str(&hooks_table(plane));
     text
+}
+
+/// ICMP errors sent, by kind; `None`: none was, and none was held back.
+fn answers_text(answers: &[AnswerView]) -> Option<String> {
+    let sent: Vec<_> = answers
+        .iter()
+        .filter(|a| a.sent + a.limited > 0)
+        .map(|a| {
+            let held = match a.limited {
+                0 => String::new(),
+                limited => format!(" ({limited} held back)"),
+            };
+            format!("{} {}{held}", a.sent, a.kind)
+        })
+        .collect();
+    (!sent.is_empty()).then(|| sent.join(", "))
 }
 
 fn daemon_text(daemon: &Daemon) -> String {
@@ -522,6 +563,12 @@ mod tests {
                 decided: 3,
                 dropped: 7,
             }],
+            answers: vec![AnswerView {
+                kind: "too-big",
+                sent: 12,
+                limited: 1,
+                silent: 0,
+            }],
             attachments: vec![AttachmentView {
                 interface: Some("eth0".into()),
                 ifindex: 2,
@@ -577,6 +624,7 @@ publishes     2 (see `netd ports`)
 flows IPv4    3 of 131072, and 1 without a reply of 32768
 flows IPv6    0 of 131072, and 1 without a reply of 32768
 drops         7 (see `netd drops`)
+answers       12 too-big (1 held back)
 
 No networks.
 

@@ -96,6 +96,7 @@ impl Sizes {
             map::PORTS => PORT_WORDS,
             map::IPSEC_V4 | map::IPSEC_V6 => IPSEC_POLICIES,
             map::VERDICTS => u32::from(hook::COUNT),
+            map::ANSWERS => answer_kind::COUNT as u32,
             // Sockets of the host that talk to containers.
             map::SOCKETS if self.endpoints > 4096 => 65536,
             map::SOCKETS => 4096,
@@ -141,6 +142,7 @@ impl Sizes {
             + array_bytes(self.entries(map::NETWORKS), size_of::<Network>())
             + array_bytes(PORT_WORDS, 8)
             + array_bytes(u32::from(hook::COUNT) * self.cpus, size_of::<Verdicts>())
+            + array_bytes(answer_kind::COUNT as u32 * self.cpus, size_of::<Answers>())
             + u64::from(self.entries(map::DROP_EVENTS))
     }
 

@@ -138,7 +138,7 @@ mod tests {
         let tunnel = policy("10.201.1.0/24", "198.19.0.0/16", IpsecAction::Transform);
         let interface = IpsecPolicy {
             if_id: Some(7),
-            ..tunnel.clone()
+            ..tunnel
         };
         facts.ipsec_out = vec![
             tunnel,
@@ -161,7 +161,7 @@ mod tests {
     fn a_policy_keeps_its_slot_when_others_come() {
         let mut facts = host();
         let first = policy("10.201.1.0/24", "198.19.0.0/16", IpsecAction::Transform);
-        facts.ipsec_out = vec![first.clone()];
+        facts.ipsec_out = vec![first];
         let before = wanted(WEB, &facts).tables.ipsec_v4;
         let (slot, row) = before.iter().next().unwrap();
         for i in 0..20 {

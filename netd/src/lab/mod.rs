@@ -25,8 +25,11 @@ mod process;
 mod question;
 mod routing;
 mod server;
+mod trace;
 mod transfer;
 mod tun;
+mod tun_link;
+mod wireguard;
 
 pub use capture::{Capture, Captured, FrameInfo, LeakGuard, inject};
 pub use cleanup::{InterruptHook, on_interrupt, sweep_stale};
@@ -53,8 +56,11 @@ pub use routing::{Route, Rule};
 pub use rtnetlink::packet_route::route::RouteType;
 pub use rtnetlink::packet_route::rule::RuleAction;
 pub use server::{Listen, MAX_ECHO, Noise, Report, Server};
+pub use trace::{Hop, Trace, trace};
 pub use transfer::{Direction, StreamReport, Transfer, UdpStream, bulk_transfer};
 pub use tun::{Tun, TunKind};
+pub use tun_link::TunLink;
+pub use wireguard::{WireGuard, WireGuardKey, WireGuardOptions};
 
 /// Parses an address with its prefix length, such as `10.200.0.2/24`.
 ///

@@ -39,7 +39,7 @@ use std::{
 
 use aya::maps::{MapData, MapInfo};
 use netd_common::{
-    abi::{self, Config, TableEvents, Verdicts, flow_table, hook, map},
+    abi::{self, Answers, Config, TableEvents, Verdicts, answer_kind, flow_table, hook, map},
     wire::Address,
 };
 use nix::net::if_::if_nameindex;
@@ -224,6 +224,26 @@ impl State {
             }
         });
         self.read(map::VERDICTS, walked)?;
+        Ok(sums)
+    }
+
+    /// ICMP errors that netd itself sent, or did not, by [`answer_kind`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn answers(&self) -> Result<[Answers; answer_kind::COUNT], StateError> {
+        let mut sums = [Answers::default(); answer_kind::COUNT];
+        let map = self.map(map::ANSWERS)?;
+        let walked = batch::for_each_per_cpu(&map, |kind: u32, values: &[Answers]| {
+            if let Some(sum) = sums.get_mut(kind as usize) {
+                for value in values {
+                    for (sum, count) in sum.count.iter_mut().zip(value.count) {
+                        *sum += count;
+                    }
+                }
+            }
+        });
+        self.read(map::ANSWERS, walked)?;
         Ok(sums)
     }
 

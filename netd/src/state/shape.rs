@@ -2,7 +2,7 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
+    Answers, Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
     IpsecPolicy, KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey,
     SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
 };
@@ -110,6 +110,7 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
+        (map::ANSWERS, Shape::of::<u32, Answers>(PerCpuArray)),
         (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
     ]
 };

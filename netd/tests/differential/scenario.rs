@@ -418,7 +418,10 @@ fn host_addresses(random: &mut Random, model: &mut Model, host: &TestHost) {
     let local = |model: &mut Model, addr, bits, kind| model.add_local::<V4>(addr, bits, kind);
     local(model, V4Addr([127, 0, 0, 0]), 8, local_kind::UNICAST);
     local(model, V4Addr([198, 18, 50, 0]), 24, local_kind::UNICAST);
-    local(model, V4Addr([198, 18, 0, 255]), 32, local_kind::BROADCAST);
+    for network in [0, 1] {
+        let broadcast = V4Addr([198, 18, network, 255]);
+        local(model, broadcast, 32, local_kind::BROADCAST);
+    }
     model.add_local::<V6>(v6("::1"), 128, local_kind::UNICAST);
     model.add_local::<V6>(v6("fd50::"), 64, local_kind::UNICAST);
     for (protocol, address, port) in LISTENERS {

@@ -7,6 +7,8 @@ use netd_common::parse::parse;
 use netd_common::pipeline::Meta;
 use netd_common::wire::{Address, ETH_LEN, V4, V6, proto};
 
+use super::mtu;
+use super::quoted;
 use super::random::Random;
 use super::scenario::{Container, LabFamily, Scenario};
 use super::test_host::TestHost;
@@ -82,11 +84,12 @@ impl Shot {
 
 fn of_family<F: LabFamily>(random: &mut Random, scenario: &mut Scenario, host: &TestHost) -> Shot {
     let shot = match random.below(100) {
-        0..44 => follow_up::<F>(random, scenario, host),
+        0..37 => follow_up::<F>(random, scenario, host),
+        37..44 => quoted::error::<F>(random, scenario, host),
         44..48 => Some(discovery::<F>(random, scenario)),
         48..74 => Some(from_container::<F>(random, scenario, host)),
         74..92 => Some(from_uplink::<F>(random, scenario, host)),
-        92..97 => Some(to_container::<F>(random, scenario, host)),
+        92..96 => Some(to_container::<F>(random, scenario, host)),
         _ => Some(at_bridge::<F>(random, scenario, host)),
     };
     shot.unwrap_or_else(|| from_uplink::<F>(random, scenario, host))
@@ -120,7 +123,8 @@ fn follow_up<F: LabFamily>(
         _ => ACK,
     };
     let payload = random.payload();
-    let mut packet = transport::<F>(key, flags, &payload);
+    let packet = transport::<F>(key, flags, &payload);
+    let mut packet = mtu::dress::<F>(random, packet);
     let ethernet = flow.in_mac;
     let from_container = ethernet != [0; 6];
     packet.to = if from_container {
@@ -145,23 +149,7 @@ fn follow_up<F: LabFamily>(
     if payload.len() > 1000 && random.chance(40) {
         gso_size = random.between(300, 1500) as u32;
     }
-    let mut bytes = packet.bytes::<F>();
-    if random.chance(6) {
-        // An error about what was sent along this flow, quoted as its far end saw it.
-        let quoted = Tuple {
-            src: flow.src,
-            dst: flow.dst,
-            sport: flow.sport,
-            dport: flow.dport,
-            ..*key
-        };
-        let from = *random.pick(&F::world());
-        let kind = if F::VERSION == 4 { (3, 4) } else { (2, 0) };
-        let inner = transport::<F>(&quoted, ACK, b"12345678").packet::<F>();
-        let error = Frame::icmp::<F>(from, flow.src, kind, [0; 4], &inner);
-        ifindex = flow.out_ifindex.max(1);
-        bytes = error.macs(host.mac(ifindex), packet.from).bytes::<F>();
-    }
+    let bytes = packet.bytes::<F>();
     let hook = if scenario
         .containers
         .iter()
@@ -175,7 +163,7 @@ fn follow_up<F: LabFamily>(
 }
 
 /// A packet with this tuple.
-fn transport<F: LabFamily>(key: &Tuple<F::Addr>, flags: u8, payload: &[u8]) -> Frame<F::Addr> {
+pub fn transport<F: LabFamily>(key: &Tuple<F::Addr>, flags: u8, payload: &[u8]) -> Frame<F::Addr> {
     let (sport, dport) = (u16::from_be_bytes(key.sport), u16::from_be_bytes(key.dport));
     let (src, dst) = ((key.src, sport), (key.dst, dport));
     match key.proto {
@@ -383,6 +371,7 @@ fn any<F: LabFamily>(
     if random.chance(5) {
         frame.ttl = 1;
     }
+    frame = mtu::dress::<F>(random, frame);
     if F::VERSION == 4 && random.chance(5) {
         frame.options = vec![1; 4 * random.between(1, 10) as usize];
     }
@@ -470,7 +459,7 @@ fn arp(random: &mut Random, scenario: &Scenario) -> Shot {
     shot(hook::FROM_ENDPOINT, container.device.ifindex, 0, 0, bytes)
 }
 
-fn shot(hook: u8, ifindex: u32, ingress_ifindex: u32, gso_size: u32, bytes: Vec<u8>) -> Shot {
+pub fn shot(hook: u8, ifindex: u32, ingress_ifindex: u32, gso_size: u32, bytes: Vec<u8>) -> Shot {
     let meta = Meta {
         ifindex,
         ingress_ifindex,

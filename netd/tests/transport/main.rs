@@ -7,10 +7,16 @@
 
 mod epoch;
 mod fork;
+mod ipsec;
 mod moving;
+mod mtu_tunnel;
+mod path;
 mod routing;
 mod symmetric;
+mod traceroute;
+mod tun;
 mod two_uplinks;
+mod wireguard;
 #[allow(
     dead_code,
     reason = "shared with the semantics, which use more of it than these tests"

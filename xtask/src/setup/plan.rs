@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::apt;
-use super::programs::{NEVER_INSTALLED, PROGRAMS, Program};
+use super::programs::{CRATES, Crate, NEVER_INSTALLED, PROGRAMS, Program};
 use crate::system::System;
 use crate::toolchain::{
     BPF_LINKER_LLVM, BPF_LINKER_VERSION, Compiler, Inventory, MIN_RUST, Missing, Origin,
@@ -20,13 +20,21 @@ pub enum Need {
     Lint,
     /// The programs that namespace tests, the demo and the benchmark start.
     Network,
+    /// A WireGuard in user space.
+    Tunnel,
     /// An emulator for other kernels.
     KernelVm,
 }
 
 impl Need {
     /// Everything.
-    pub const ALL: &[Self] = &[Self::Build, Self::Lint, Self::Network, Self::KernelVm];
+    pub const ALL: &[Self] = &[
+        Self::Build,
+        Self::Lint,
+        Self::Network,
+        Self::Tunnel,
+        Self::KernelVm,
+    ];
 }
 
 /// The distribution's names of a Rust compiler with its sources, the preferred first: compiler,
@@ -130,6 +138,9 @@ impl Plan {
         for program in PROGRAMS.iter().filter(|p| needs.contains(&p.need)) {
             plan.program(system, program);
         }
+        for program in CRATES.iter().filter(|p| needs.contains(&p.need)) {
+            plan.crate_program(system, tools, program);
+        }
         plan
     }
 
@@ -197,6 +208,46 @@ impl Plan {
             Packager::Pacman => program.arch,
         };
         self.package(package, program.why);
+    }
+
+    fn crate_program(&mut self, system: &dyn System, tools: &Path, program: &Crate) {
+        let is_wanted = |path: &PathBuf| {
+            let printed = system.output(path, &["--version"]).unwrap_or_default();
+            printed.split_whitespace().last() == Some(program.version)
+        };
+        let own = tools.join("bin").join(program.name);
+        let own = system.is_file(&own).then_some(own);
+        if let Some(path) = own
+            .into_iter()
+            .chain(system.in_path(program.name))
+            .find(is_wanted)
+        {
+            self.found.push(format!(
+                "{} {} ({})",
+                program.name,
+                program.version,
+                path.display()
+            ));
+            return;
+        }
+        let root = tools.display().to_string();
+        let args = [
+            "install",
+            program.name,
+            "--version",
+            program.version,
+            "--locked",
+            "--force",
+            "--root",
+            &root,
+        ];
+        self.then.push((
+            format!(
+                "{} {}: {}; built from crates.io into {root}, in about a minute",
+                program.name, program.version, program.why
+            ),
+            Run::new("cargo", args),
+        ));
     }
 
     fn package(&mut self, name: &str, why: &str) {

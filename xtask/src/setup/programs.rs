@@ -37,6 +37,19 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program { need: Need::KernelVm, name: "xz", debian: "xz-utils", fedora: "xz", arch: "xz", why: "unpacks the modules of those kernels" },
 ];
 
+/// A program that is built from crates.io, with a pinned version.
+pub(super) struct Crate {
+    pub(super) need: Need,
+    pub(super) name: &'static str,
+    pub(super) version: &'static str,
+    pub(super) why: &'static str,
+}
+
+#[rustfmt::skip]
+pub(super) const CRATES: &[Crate] = &[
+    Crate { need: Need::Tunnel, name: "boringtun-cli", version: "0.7.0", why: "real WireGuard tunnels for tests, on kernels without it as well" },
+];
+
 /// Packages that start a service when they are installed, or that take over the host's firewall:
 /// they are only ever unpacked ([`super::apt::unpack`]).
 pub const NEVER_INSTALLED: &[&str] = &[

@@ -49,6 +49,11 @@ fn own_linker(fake: Fake) -> Fake {
         .program("ldd", &path, "libLLVM.so.22.1 => /x\n")
 }
 
+fn own_tunnel(fake: Fake, version: &str) -> Fake {
+    let path = format!("{TOOLS}/bin/boringtun-cli");
+    fake.program(&path, "--version", &format!("boringtun {version}\n"))
+}
+
 fn plan(fake: &Fake, needs: &[Need]) -> Plan {
     Plan::make(fake, Path::new(TOOLS), needs)
 }
@@ -60,10 +65,11 @@ fn packages(plan: &Plan) -> Vec<&str> {
 #[test]
 fn a_complete_machine_has_nothing_to_do() {
     let fake = own_linker(distribution_rust(programs(debian())));
-    let plan = plan(&fake.file("/usr/bin/clippy-driver"), Need::ALL);
+    let fake = own_tunnel(fake, "0.7.0").file("/usr/bin/clippy-driver");
+    let plan = plan(&fake, Need::ALL);
     assert!(plan.is_done(), "{:?}", plan.describe());
     assert!(plan.commands().is_empty());
-    assert_eq!(plan.found.len(), PROGRAMS.len() + 3);
+    assert_eq!(plan.found.len(), PROGRAMS.len() + 4);
 }
 
 #[test]
@@ -191,6 +197,17 @@ fn a_missing_clippy_is_a_matter_of_linting_only() {
     );
     assert!(plan(&fake, &[Need::Build]).is_done());
     assert_eq!(packages(&plan(&fake, &[Need::Lint])), ["rust-web-clippy"]);
+}
+
+#[test]
+fn another_version_of_the_tunnel_is_replaced() {
+    let fake = own_tunnel(Fake::user(), "0.6.0");
+    let commands = plan(&fake, &[Need::Tunnel]).commands();
+    assert_eq!(
+        commands[0].to_string(),
+        "cargo install boringtun-cli --version 0.7.0 --locked --force --root /src/target/tools"
+    );
+    assert!(plan(&own_tunnel(fake, "0.7.0"), &[Need::Tunnel]).is_done());
 }
 
 #[test]
