@@ -39,59 +39,52 @@ use netd_common::{
 
 use crate::{skb::Skb, tables::Maps};
 
-/// What a container sends.
-#[classifier]
-pub fn from_endpoint(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_ENDPOINT, |skb, maps, meta| {
-        pipeline::from_endpoint(skb, maps, meta)
-    })
+/// A program: the hook's pipeline, and the kernel's action for its verdict. Everything up to the
+/// steps of the slow path is one function: LLVM finds it too large to inline by itself, and a call
+/// per packet is what that would cost.
+macro_rules! program {
+    ($(#[$doc:meta])* $name:ident, $hook:expr) => {
+        $(#[$doc])*
+        #[classifier]
+        #[inline(always)]
+        pub fn $name(ctx: TcContext) -> i32 {
+            let ctx = ctx.as_ptr().cast::<__sk_buff>();
+            let (meta, maps) = (meta(ctx, $hook), Maps(ctx));
+            let verdict = pipeline::$name(&mut Skb(ctx), &maps, &meta);
+            execute(ctx, &maps, &meta, verdict)
+        }
+    };
 }
 
-/// What the stack or the bridge delivers to a container.
-#[classifier]
-pub fn to_endpoint(ctx: TcContext) -> i32 {
-    run(&ctx, hook::TO_ENDPOINT, |skb, maps, meta| {
-        pipeline::to_endpoint(skb, maps, meta)
-    })
+program! {
+    /// What a container sends.
+    from_endpoint, hook::FROM_ENDPOINT
 }
-
-/// What arrives on an interface that is not a container's.
-#[classifier]
-pub fn from_uplink(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
-        pipeline::from_uplink(skb, maps, meta)
-    })
+program! {
+    /// What the stack or the bridge delivers to a container.
+    to_endpoint, hook::TO_ENDPOINT
 }
-
-/// The same, where packets have no Ethernet header: tun, WireGuard.
-#[classifier]
-pub fn from_tunnel(ctx: TcContext) -> i32 {
-    run(&ctx, hook::FROM_UPLINK, |skb, maps, meta| {
-        pipeline::from_tunnel(skb, maps, meta)
-    })
+program! {
+    /// What arrives on an interface that is not a container's.
+    from_uplink, hook::FROM_UPLINK
 }
-
-/// What enters the stack through a managed bridge.
-#[classifier]
-pub fn bridge_guard_in(ctx: TcContext) -> i32 {
-    run(&ctx, hook::BRIDGE_IN, |skb, maps, meta| {
-        pipeline::bridge_guard_in(skb, maps, meta)
-    })
+program! {
+    /// The same, where packets have no Ethernet header: tun, WireGuard.
+    from_tunnel, hook::FROM_UPLINK
 }
-
-/// What the stack sends into a managed bridge.
-#[classifier]
-pub fn bridge_guard_out(ctx: TcContext) -> i32 {
-    run(&ctx, hook::BRIDGE_OUT, |skb, maps, meta| {
-        pipeline::bridge_guard_out(skb, maps, meta)
-    })
+program! {
+    /// What enters the stack through a managed bridge.
+    bridge_guard_in, hook::BRIDGE_IN
+}
+program! {
+    /// What the stack sends into a managed bridge.
+    bridge_guard_out, hook::BRIDGE_OUT
 }
 
 #[inline(always)]
-fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> Verdict) -> i32 {
-    let ctx = ctx.as_ptr().cast::<__sk_buff>();
+fn meta(ctx: *mut __sk_buff, hook: u8) -> Meta {
     // SAFETY: the context outlives the program.
-    let meta = unsafe {
+    unsafe {
         Meta {
             ifindex: (*ctx).ifindex,
             ingress_ifindex: (*ctx).ingress_ifindex,
@@ -99,10 +92,7 @@ fn run(ctx: &TcContext, hook: u8, pipeline: impl Fn(&mut Skb, &Maps, &Meta) -> V
             vlan: u8::from((*ctx).vlan_present != 0),
             hook,
         }
-    };
-    let maps = Maps(ctx);
-    let verdict = pipeline(&mut Skb(ctx), &maps, &meta);
-    execute(ctx, &maps, &meta, verdict)
+    }
 }
 
 const PACKET_HOST: u32 = 0;

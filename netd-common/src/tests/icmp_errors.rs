@@ -749,12 +749,23 @@ fn an_error_after_its_way_was_forgotten<F: Addresses>() {
         host.model.pass(5);
         host.route(Err(reason));
         assert_eq!(say(&host), dropped(reason));
-        assert_eq!(reply(&host), dropped(reason));
+        let told = matches!(reason, DropReason::NoRoute);
+        let outcome = if told {
+            refused(reason)
+        } else {
+            dropped(reason)
+        };
+        assert_eq!(
+            reply(&host),
+            outcome,
+            "an error gets no answer, a reply does"
+        );
     }
     // A masquerade address belongs to its uplink: the error may not leave by another.
     let (mut host, [_, back]) = flow::<F>(Kind::Masquerade, proto::UDP, plain).expect("a flow");
     host.model.pass(5);
     host.uplink(UP1).addr_v4 = [198, 18, 1, 1];
+    host.uplink(UP1).addr_v6[15] = 1;
     F::tables_mut(&mut host.model).route = Box::new(|_| {
         Ok(Route {
             oif: UP1,

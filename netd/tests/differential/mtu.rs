@@ -11,7 +11,7 @@ const SYN: u8 = 2;
 /// With "don't fragment", now and then without, and with TCP options.
 pub fn dress<F: LabFamily>(random: &mut Random, frame: Frame<F::Addr>) -> Frame<F::Addr> {
     let mut frame = frame;
-    if random.chance(12) && matches!(frame.proto, proto::TCP | proto::UDP) {
+    if random.chance(25) && matches!(frame.proto, proto::TCP | proto::UDP) {
         let length = random.between(1381, 1480) as u16;
         frame.l4.resize(usize::from(length), 0x77);
         if frame.proto == proto::UDP {

@@ -5,10 +5,12 @@
 //! `world` is that of the semantics: a standard host with a daemon, a guard against leaks on every uplink, and an
 //! unload at the end that must leave nothing.
 
+mod answers;
 mod epoch;
 mod fork;
 mod ipsec;
 mod moving;
+mod mtu;
 mod mtu_tunnel;
 mod path;
 mod routing;

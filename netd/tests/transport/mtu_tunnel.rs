@@ -333,7 +333,7 @@ fn peer(address: IpAddr) -> String {
 }
 
 /// A connected socket whose datagrams bear DF, or may not be fragmented by the sender (ip(7), ipv6(7)).
-fn without_fragments(to: SocketAddr) -> io::Result<UdpSocket> {
+pub fn without_fragments(to: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() {
         std::net::Ipv4Addr::UNSPECIFIED.into()
     } else {
@@ -376,7 +376,7 @@ fn ask(socket: &UdpSocket, length: usize) -> io::Result<String> {
     }
 }
 
-fn path_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
+pub fn path_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
     let (level, name) = if socket.local_addr()?.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_MTU)
     } else {
