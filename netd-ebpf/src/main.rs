@@ -12,6 +12,7 @@ mod host_access;
 mod log;
 mod maps;
 mod replace;
+mod route;
 mod skb;
 mod subprograms;
 mod tables;

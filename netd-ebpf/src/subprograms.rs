@@ -13,6 +13,7 @@ use netd_common::{
 };
 
 use crate::{
+    route,
     skb::Skb,
     tables::{self, Maps},
 };
@@ -193,7 +194,7 @@ macro_rules! subprograms {
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
-            tables::route::<$family>(ctx)
+            route::route::<$family>(ctx)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]

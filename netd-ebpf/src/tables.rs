@@ -6,8 +6,8 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     helpers::generated::{
-        bpf_fib_lookup, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
-        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use netd_common::{
@@ -21,7 +21,7 @@ use netd_common::{
 use crate::{
     account,
     atomic::{compare_and_swap, fetch_add},
-    features, maps, subprograms,
+    maps, subprograms,
 };
 
 /// The maps, and the context that the lookup helpers ask for.
@@ -156,28 +156,13 @@ macro_rules! family_maps {
 
 /// An address as words in wire order; IPv4 fills the first.
 #[inline(always)]
-fn words<T: Address>(addr: &T) -> [u32; 4] {
+pub fn words<T: Address>(addr: &T) -> [u32; 4] {
     let b = addr.padded();
     [
         u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
         u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
         u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
         u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-    ]
-}
-
-/// The inverse of [`words`], padded.
-#[inline(always)]
-fn bytes(w: &[u32; 4]) -> [u8; 16] {
-    let (a, b, c, d) = (
-        w[0].to_ne_bytes(),
-        w[1].to_ne_bytes(),
-        w[2].to_ne_bytes(),
-        w[3].to_ne_bytes(),
-    );
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-        d[3],
     ]
 }
 
@@ -219,37 +204,6 @@ family_maps!(
     route_v6,
     host_listens_v6
 );
-
-/// `struct bpf_fib_lookup` (include/uapi/linux/bpf.h), 64 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct FibLookup {
-    family: u8,
-    l4_protocol: u8,
-    sport: u16,
-    dport: u16,
-    /// In: total length; out: the route's MTU.
-    mtu: u16,
-    ifindex: u32,
-    tos: u32,
-    src: [u32; 4],
-    dst: [u32; 4],
-    vlan: u32,
-    macs: [u32; 3],
-}
-const _: () = assert!(size_of::<FibLookup>() == 64);
-
-mod fib {
-    pub const SKIP_NEIGH: u32 = 1 << 2;
-    pub const SRC: u32 = 1 << 4;
-    pub const SUCCESS: i64 = 0;
-    pub const BLACKHOLE: i64 = 1;
-    pub const UNREACHABLE: i64 = 2;
-    pub const PROHIBIT: i64 = 3;
-    pub const NOT_FORWARDED: i64 = 4;
-    pub const NO_NEIGH: i64 = 7;
-    pub const NO_SRC_ADDR: i64 = 9;
-}
 
 fn insert_error(errno: i32) -> InsertError {
     const EEXIST: i32 = 17;
@@ -535,65 +489,6 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         scratch.socket = *tuple;
         F::host_listens(self.0) != 0
     }
-}
-
-/// Asks for `scratch.query`; the answer is `scratch.route`. 0, or the number of a [`DropReason`].
-#[inline(always)]
-pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
-    let maps = Maps(ctx);
-    let Some(Scratch { query, route, .. }) = <Maps as Tables<F>>::scratch(&maps) else {
-        return DropReason::HelperFailed as u32;
-    };
-    let Some(params) = maps::FIB_LOOKUP.get_ptr_mut(0) else {
-        return DropReason::HelperFailed as u32;
-    };
-    // SAFETY: this CPU's element.
-    let params = unsafe { &mut *params };
-    params.family = F::AF;
-    params.l4_protocol = query.proto;
-    params.sport = u16::from_ne_bytes(query.sport);
-    params.dport = u16::from_ne_bytes(query.dport);
-    // Any length that fits: it makes the kernel tell the route's MTU.
-    params.mtu = 1;
-    params.ifindex = query.iif;
-    // A byte for IPv4, the first word of the header for IPv6. Without its flow label, which a sender
-    // may change in the middle of a flow: the choice among several next hops must not.
-    params.tos = if F::VERSION == 4 {
-        u32::from_ne_bytes([query.tos, 0, 0, 0])
-    } else {
-        (u32::from(query.tos) << 20).to_be()
-    };
-    params.src = words(&query.src);
-    params.dst = words(&query.dst);
-    params.vlan = 0;
-    params.macs = [0; 3];
-    let mut flags = 0;
-    if features::has(features::FIB_SKIP_NEIGH) {
-        flags |= fib::SKIP_NEIGH;
-    }
-    if features::has(features::FIB_SRC) {
-        flags |= fib::SRC;
-    }
-    let params_pointer = core::ptr::from_mut(params).cast();
-    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
-    let result = unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, flags) };
-    match result {
-        // The neighbour is resolved by bpf_redirect_neigh; a source address is looked for elsewhere.
-        fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR => {}
-        fib::BLACKHOLE => return DropReason::Blackhole as u32,
-        fib::UNREACHABLE | fib::NOT_FORWARDED => return DropReason::NoRoute as u32,
-        fib::PROHIBIT => return DropReason::Prohibited as u32,
-        _ => return DropReason::HelperFailed as u32,
-    }
-    route.oif = params.ifindex;
-    route.mtu = u32::from(params.mtu);
-    route.via = bytes(&params.dst);
-    route.via_v6 = params.family == V6::AF;
-    route.src = F::Addr::default();
-    if features::has(features::FIB_SRC) && result == fib::SUCCESS {
-        route.src = F::Addr::from_padded(&bytes(&params.src));
-    }
-    0
 }
 
 /// 1 if a socket of the host would take a packet with the tuple `scratch.socket`.
