@@ -226,7 +226,20 @@ fn tables_and_refusals() {
         // For IPv6 the daemon has to tell the programs.
         world.daemon.settle().expect("settle");
         side.check(&world, "default route suppressed", 1);
-        let exact = Route::to(single(side.far)).via(side.gateways[0]);
+        // (By another gateway than the default route's: for IPv6 only that tells them apart.)
+        let second_gateway = ip(if side.far.is_ipv4() {
+            "198.18.0.3"
+        } else {
+            "fd99::3"
+        });
+        let prefix = if side.far.is_ipv4() {
+            "198.18.0.3/24"
+        } else {
+            "fd99::3/64"
+        };
+        let client = &world.host.client;
+        client.add_address("eth0", net(prefix)).expect("address");
+        let exact = Route::to(single(side.far)).via(second_gateway);
         host.add_route(&exact).expect("route");
         side.check(&world, "a longer prefix is not", 0);
         host.delete_route(&exact).expect("route");
