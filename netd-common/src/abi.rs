@@ -77,6 +77,10 @@ pub mod map {
     pub const KERNEL_FLOWS_V4: &str = "KERNEL_FLOWS_V4";
     /// The same for IPv6.
     pub const KERNEL_FLOWS_V6: &str = "KERNEL_FLOWS_V6";
+    /// [`super::FragmentKey`] → [`super::Fragments`]: IPv4 packets that come in fragments, LRU.
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// The same for IPv6.
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Index → [`super::IpsecPolicy`]: what the kernel encrypts or blocks on its way out, IPv4.
     pub const IPSEC_V4: &str = "IPSEC_V4";
     /// The same for IPv6.
@@ -232,6 +236,9 @@ pub struct Seat<A> {
 }
 
 impl<A> Seat<A> {
+    /// [`Seat::state`] while the tuple is written.
+    pub const BEING_TAKEN: u64 = (u32::MAX as u64) << 32;
+
     /// Generation and owner as one number.
     #[must_use]
     #[inline(always)]
@@ -734,6 +741,57 @@ pub struct KernelFlow<A> {
     pub other: Tuple<A>,
 }
 
+/// What the fragments of one packet have in common (RFC 791 §3.2, RFC 8200 §4.5), and where they
+/// arrive.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragmentKey<A> {
+    /// Source address, before translation.
+    pub src: A,
+    /// Destination address, before translation.
+    pub dst: A,
+    /// Identification, wire order; that of IPv4 fills the first two bytes.
+    pub id: [u8; 4],
+    /// Interface on which the fragments arrive.
+    pub ifindex: u32,
+    /// IP protocol; 0 for IPv6, where it is not part of the identity.
+    pub proto: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 3],
+}
+
+/// [`Fragments::flags`].
+pub mod fragments_flag {
+    /// The first fragment, which alone has ports, has not come yet.
+    pub const HEADLESS: u16 = 1;
+}
+
+/// How many separate runs of a packet's bytes are kept track of.
+pub const FRAGMENT_RUNS: usize = 8;
+
+/// A packet that comes in fragments: what its first one told, and which parts have come.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragments<A> {
+    /// The packet's own tuple, before any translation: the key of its flow.
+    pub tuple: Tuple<A>,
+    /// [`Flow::generation`] of the flow that the first fragment used; 0: it was left to the kernel.
+    pub generation: u32,
+    /// CLOCK_MONOTONIC seconds at which the first of them came.
+    pub began: u32,
+    /// Parts that have come, in no order, 0 where there is none: first unit in the low half, the
+    /// unit after the last in the high half. Units of eight bytes, as the fragment offset counts.
+    pub runs: [u32; FRAGMENT_RUNS],
+    /// Length of the whole in units, rounded up; 0 until the last fragment has come.
+    pub end: u16,
+    /// [`crate::drop::DropReason`] for which the rest of the packet is refused; 0: it is not.
+    pub refused: u16,
+    /// [`fragments_flag`] bits.
+    pub flags: u16,
+    /// Reserved, zero.
+    pub reserved: u16,
+}
+
 /// How many IPsec policies of each family the programs can know.
 pub const IPSEC_POLICIES: u32 = 256;
 
@@ -995,6 +1053,10 @@ wire! {
     NatPressure = 40,
     KernelFlow<V4Addr> = 28,
     KernelFlow<V6Addr> = 52,
+    FragmentKey<V4Addr> = 20,
+    FragmentKey<V6Addr> = 44,
+    Fragments<V4Addr> = 64,
+    Fragments<V6Addr> = 88,
     IpsecPolicy<V4Addr> = 36,
     IpsecPolicy<V6Addr> = 84,
     DropKey = 12,

@@ -133,7 +133,7 @@ pub fn may_be_answered<F: Family, P: Packet, T: Tables<F>>(
     if parsed.kind == Kind::IcmpError {
         return false;
     }
-    // The first fragment of one is `Kind::Fragment`.
+    // The first fragment of one is `Kind::Portless`.
     if tuple.proto == F::ICMP
         && (is_icmp_error::<F>(parsed.icmp_type)
             || F::VERSION == 6 && parsed.icmp_type == REDIRECT_V6)

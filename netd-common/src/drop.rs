@@ -114,6 +114,16 @@ reasons! {
     IcmpType = 40, "icmp-type";
     /// What an ICMP error quotes is cut short, contradicts itself, or was not sent from where the error goes to.
     IcmpQuote = 41, "icmp-quote";
+    /// A fragment came before the first one of its packet, which alone tells the ports; or is the
+    /// rest of such a packet.
+    FragmentOrder = 43, "fragment-order";
+    /// A fragment overlaps or repeats another, or is the rest of a packet with such fragments.
+    FragmentOverlap = 44, "fragment-overlap";
+    /// A fragment came later than reassembly waits after the first one.
+    FragmentExpired = 45, "fragment-expired";
+    /// A fragment that is too small for its headers, of an odd length, or beyond the largest packet;
+    /// or one of a packet in too many pieces.
+    FragmentInvalid = 46, "fragment-invalid";
     /// A socket of the host was led to a container that is gone, and another has its address now.
     StaleHostSocket = 42, "stale-host-socket";
     /// The packet may be fragmented on its way, but cannot be: it has options, or is a GSO packet.

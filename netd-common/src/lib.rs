@@ -7,11 +7,13 @@
 //! | [`wire`] | protocol headers |
 //! | [`packet`] | where bytes live: an skb in the kernel, a slice in a test |
 //! | [`checksum`] | one's complement arithmetic |
+//! | [`crc32c`] | SCTP's checksum |
 //! | [`parse`] | from bytes to a [`parse::Parsed`] header summary |
 //! | [`quoted`] | the packet that an ICMP error quotes |
 //! | [`tables`] | what the engine asks of the maps, the route table and the socket table |
 //! | [`conntrack`] | flow states and their lifetimes |
 //! | [`flow`] | creating, promoting, healing and ending flows |
+//! | [`fragment`] | which parts of a packet have come |
 //! | [`nat`] | rewriting a packet, choosing a source port |
 //! | [`answer`] | ICMP errors that netd itself sends |
 //! | [`mod@decide`] | what happens to a new flow |
@@ -26,9 +28,11 @@ pub mod abi;
 pub mod answer;
 pub mod checksum;
 pub mod conntrack;
+pub mod crc32c;
 pub mod decide;
 pub mod drop;
 pub mod flow;
+pub mod fragment;
 pub mod host_access;
 pub mod ipsec;
 pub mod kernel_flow;

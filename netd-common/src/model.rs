@@ -5,7 +5,9 @@
 //! and then given packets. It is the source of truth for a differential test too: every table can
 //! be read back and written into real maps.
 
+pub mod cut;
 mod flows;
+mod fragments;
 pub mod frame;
 mod host;
 mod prefix;
@@ -19,16 +21,17 @@ use std::{
 
 pub use self::{
     flows::{FlowTable, KernelFlowTable},
+    fragments::FragmentTable,
     host::{EndpointSpec, NetworkSpec, PublishSpec, port_prefixes},
     prefix::LongestPrefix,
 };
 
 use crate::{
     abi::{
-        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, LocalAddress,
-        Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Tuple, Uplink,
-        answer_kind, flow_table, hook, local_kind, network_flag, port_prefix_base, port_word,
-        table_event, uplink_flag,
+        Answers, Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments,
+        IpsecPolicy, LocalAddress, Network, PORT_WORDS, PortPrefix, Seat, SocketKey, SocketPeer,
+        Subnet, Tuple, Uplink, answer_kind, flow_table, hook, local_kind, network_flag,
+        port_prefix_base, port_word, table_event, uplink_flag,
     },
     answer::{Buffer, Pace},
     checksum::Diff,
@@ -103,6 +106,8 @@ pub struct FamilyTables<F: ModelFamily> {
     pub ipsec: Vec<IpsecPolicy<F::Addr>>,
     /// `KERNEL_FLOWS_*`.
     pub kernel_flows: KernelFlowTable<F::Addr>,
+    /// `FRAGMENTS_*`.
+    pub fragments: FragmentTable<F::Addr>,
     /// What the host listens on: protocol, address (unspecified: any) and port (native).
     pub listeners: HashSet<(u8, F::Addr, u16)>,
     /// The route tables.
@@ -152,6 +157,7 @@ impl<F: ModelFamily> Default for FamilyTables<F> {
             embryos: FlowTable::default(),
             ipsec: Vec::new(),
             kernel_flows: KernelFlowTable::default(),
+            fragments: FragmentTable::default(),
             listeners: HashSet::new(),
             route: Box::new(|_| Err(DropReason::NoRoute)),
             policy: Box::new(|_, _| Policy::Return),
@@ -252,6 +258,13 @@ impl Model {
         uplink.is_some_and(|uplink| uplink.flags & uplink_flag::L3 != 0)
     }
 
+    /// Tuple of the last packet of this family; of a later fragment, that of its first one.
+    #[must_use]
+    pub fn tuple<F: ModelFamily>(&self) -> Tuple<F::Addr> {
+        // SAFETY: as in `hop`.
+        unsafe { (*F::tables(self).scratch.get()).parsed.tuple }
+    }
+
     /// Next hop of the last packet of this family that left by an uplink.
     #[must_use]
     pub fn hop<F: ModelFamily>(&self) -> [u8; 16] {
@@ -264,6 +277,7 @@ impl<F: ModelFamily> FamilyTables<F> {
     fn bury(&self) {
         self.flows.bury();
         self.embryos.bury();
+        self.fragments.bury();
     }
 }
 
@@ -411,6 +425,9 @@ impl<F: ModelFamily> Tables<F> for Model {
         }
         same
     }
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64 {
+        Seat::<F::Addr>::state(seat.generation, seat.owner)
+    }
     fn next_seat(&self, table: usize) -> u32 {
         let hand = &self.hands[table];
         hand.replace(hand.get().wrapping_add(1))
@@ -434,6 +451,19 @@ impl<F: ModelFamily> Tables<F> for Model {
     }
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>> {
         F::tables(self).kernel_flows.slot(key)
+    }
+    fn fragments(&self, key: &FragmentKey<F::Addr>) -> Option<&mut Fragments<F::Addr>> {
+        // SAFETY: as for the scratch; what is removed stays until the next packet.
+        F::tables(self)
+            .fragments
+            .at(key)
+            .map(|row| unsafe { &mut *row })
+    }
+    fn put_fragments(&self, key: &FragmentKey<F::Addr>, fragments: &Fragments<F::Addr>) {
+        F::tables(self).fragments.put(key, fragments);
+    }
+    fn remove_fragments(&self, key: &FragmentKey<F::Addr>) {
+        F::tables(self).fragments.remove(key);
     }
     fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>> {
         F::tables(self).ipsec.get(index as usize)
@@ -555,6 +585,15 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn kernel_forwards<P: Packet>(&self, packet: &mut P, translated: u32) -> u32 {
         steps::kernel_forwards::<F, P, _>(packet, self, translated)
+    }
+    fn track<P: Packet>(&self, packet: &mut P, ifindex: u32) {
+        steps::track::<F, P, _>(packet, self, ifindex);
+    }
+    fn sum_sctp<P: Packet>(&self, packet: &mut P, verdict: u64) -> u64 {
+        steps::sum_sctp::<F, P, _>(packet, self, verdict)
+    }
+    fn remember(&self, verdict: u64) {
+        steps::remember::<F, _>(self, verdict);
     }
     fn answer<P: Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64 {
         steps::answer::<F, P, _>(packet, self, ifindex, verdict)

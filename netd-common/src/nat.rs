@@ -38,7 +38,10 @@ pub fn translate<F: Family>(
         ports = ports.replace2(old.dport, dport);
     }
     let rewrite = flags & (flow_flag::REWRITE_SRC | flow_flag::REWRITE_DST) != 0;
-    if rewrite && parsed.kind == Kind::Ports {
+    if rewrite && matches!(parsed.kind, Kind::Ports | Kind::FirstFragment) {
+        // Of a first fragment too: the checksum is of the whole packet, and only what is changed
+        // here changes it. (Fragments are no CHECKSUM_PARTIAL: who cuts a packet has to sum it
+        // first, as `ip_do_fragment` and `ip6_fragment` do.)
         l4_checksum::<F>(packet, parsed, addresses, ports)?;
         if old.proto == F::ICMP {
             // An echo has one identifier, and only the side that asks owns it.
@@ -51,6 +54,9 @@ pub fn translate<F: Family>(
         } else {
             packet.write(parsed.l4, [sport[0], sport[1], dport[0], dport[1]])?;
         }
+    } else if F::VERSION == 6 && rewrite {
+        // No checksum in this packet makes up for the addresses.
+        packet.complete_sum(addresses);
     }
     if rewrite {
         packet.write(parsed.l3 + F::SRC_OFFSET, src)?;
@@ -93,7 +99,7 @@ fn l4_checksum<F: Family>(
     let (offset, covers_addresses) = match parsed.tuple.proto {
         proto::TCP => (16, true),
         proto::UDP => (6, true),
-        // SCTP's CRC32c covers no addresses, and its ports are never changed.
+        // SCTP's CRC32c covers no addresses, and follows the ports afterwards: `crc32c`.
         proto::SCTP => return Ok(()),
         _ => (2, F::ICMP_PSEUDO_HEADER),
     };
@@ -125,14 +131,11 @@ pub const PRESSURE_ATTEMPTS: u32 = 6;
 #[must_use]
 #[inline(always)]
 pub fn source_port<A: Address>(config: &Config, tuple: &Tuple<A>, attempt: u32) -> Option<[u8; 2]> {
-    if attempt == 0 || tuple.proto == proto::SCTP {
+    if attempt == 0 {
         let own = u16::from_be_bytes(tuple.sport);
         let in_range = own >= config.nat_first && own <= config.nat_last;
-        // SCTP's CRC32c covers the port: it stays as it is, or the flow is refused.
-        if tuple.proto == proto::SCTP {
-            return (attempt == 0).then_some(tuple.sport);
-        }
-        if in_range {
+        // SCTP's stays as it is wherever that is free: a peer with several addresses may name it.
+        if in_range || tuple.proto == proto::SCTP {
             return Some(tuple.sport);
         }
     }
@@ -216,13 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn sctp_keeps_its_port_or_none() {
+    fn sctp_keeps_its_port_where_it_is_free() {
         let t = Tuple {
             proto: proto::SCTP,
             ..tuple(9)
         };
         assert_eq!(source_port(&config(20000, 20999), &t, 0), Some([0, 9]));
-        assert_eq!(source_port(&config(20000, 20999), &t, 1), None);
+        let next = source_port(&config(20000, 20999), &t, 1).map(u16::from_be_bytes);
+        assert!((20000..=20999).contains(&next.unwrap()));
     }
 
     #[test]

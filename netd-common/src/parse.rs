@@ -13,17 +13,22 @@ use crate::{
 pub enum Kind {
     /// TCP, UDP, SCTP or echo: the tuple is complete and can be translated.
     Ports,
+    /// The first fragment of a packet; see [`SLOW`]. It is the last value that has ports.
+    FirstFragment,
     /// Any other protocol: addresses only.
     Portless,
-    /// A fragment. The first has ports, in the others they are zero: none is translated yet.
-    Fragment,
-    /// Only while parsing: a fragment that does not begin the packet.
+    /// A fragment that does not begin the packet: it has no ports of its own.
     LaterFragment,
     /// An ICMP error; what it is about is in its payload.
     IcmpError,
     /// Neighbour discovery, router discovery or multicast listener discovery.
     LinkControl,
 }
+
+/// [`Tuple::reserved`] of a packet that the fast path is not to take, a fragment or SCTP: no flow has
+/// such a key, so that the fast path, which asks for nothing but the key, finds none. The slow path
+/// begins by taking it away.
+pub const SLOW: [u8; 3] = [1, 0, 0];
 
 /// Summary of a packet's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +96,11 @@ fn parse_once<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr
         parse_v6::<F>(packet, l3)?
     };
     match parsed.kind {
-        Kind::LaterFragment => parsed.kind = Kind::Fragment,
-        Kind::Fragment => {
-            parse_l4::<F>(packet, &mut parsed)?;
-            parsed.kind = Kind::Fragment;
+        Kind::LaterFragment => parsed.tuple.reserved = SLOW,
+        Kind::FirstFragment => {
+            parse_first::<F>(packet, &mut parsed)?;
+            parsed.kind = Kind::FirstFragment;
+            parsed.tuple.reserved = SLOW;
         }
         _ => parse_l4::<F>(packet, &mut parsed)?,
     }
@@ -122,7 +128,7 @@ fn parse_v4<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
     }
     let kind = match u16::from_be_bytes(ip.fragment) & 0x3fff {
         0 => Kind::Portless,
-        0x2000 => Kind::Fragment,
+        0x2000 => Kind::FirstFragment,
         _ => Kind::LaterFragment,
     };
     Ok(Parsed {
@@ -141,7 +147,7 @@ fn parse_v4<F: Family>(packet: &impl Packet, l3: u32) -> Result<Parsed<F::Addr>,
     })
 }
 
-mod extension {
+pub(crate) mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
@@ -209,7 +215,9 @@ pub(crate) fn follow_extensions(
                 // An atomic fragment (RFC 6946) is a whole packet.
                 match u16::from_be_bytes([header[2], header[3]]) & 0xfff9 {
                     0 => {}
-                    1 => kind = Kind::Fragment,
+                    // One packet is cut once: a fragment within a fragment is nobody's.
+                    _ if kind == Kind::FirstFragment => return Err(DropReason::ExtensionHeaders),
+                    1 => kind = Kind::FirstFragment,
                     _ => {
                         kind = Kind::LaterFragment;
                         break;
@@ -248,9 +256,14 @@ fn parse_l4<F: Family>(
             parsed.tcp_flags = header[13];
             set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
         }
-        proto::UDP | proto::SCTP => {
+        proto::UDP => {
             let header: [u8; 8] = packet.read(parsed.l4)?;
             set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
+        }
+        proto::SCTP => {
+            let header: [u8; 8] = packet.read(parsed.l4)?;
+            set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
+            parsed.tuple.reserved = SLOW;
         }
         p if p == F::ICMP => {
             let header: [u8; 8] = packet.read(parsed.l4)?;
@@ -270,6 +283,21 @@ fn parse_l4<F: Family>(
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// As [`parse_l4`], but of TCP no more than the ports: eight bytes are all that a first fragment must
+/// have, and what is wrong with one that has no more is not said here.
+#[inline(always)]
+fn parse_first<F: Family>(
+    packet: &impl Packet,
+    parsed: &mut Parsed<F::Addr>,
+) -> Result<(), DropReason> {
+    if parsed.tuple.proto != proto::TCP {
+        return parse_l4::<F>(packet, parsed);
+    }
+    let header: [u8; 8] = packet.read(parsed.l4)?;
+    set_ports(parsed, [header[0], header[1]], [header[2], header[3]]);
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use crate::{
     abi::{Config, Flow, Seat, Tuple, flow_flag, flow_table, table_event},
     conntrack::{State, idle},
     flow::set_other_key,
-    tables::{Slot, Steps, Tables},
+    tables::{Scratch, Slot, Steps, Tables},
     wire::{Address, Family},
 };
 
@@ -121,7 +121,11 @@ fn search<F: Family, T: Steps<F>>(
     otherwise: u64,
 ) -> u64 {
     let table = table::<F>(confirmed);
-    let (mut best, mut at) = (worth::NOTHING, 0);
+    let Some(scratch) = tables.scratch() else {
+        return otherwise;
+    };
+    scratch.candidate = Candidate::default();
+    let mut best = worth::NOTHING;
     // The hand is everyone's: turned by those who look for their own, it would come to the youngest
     // flows, and find the table full where most of it is free.
     let start = place_of::<F, T>(tables);
@@ -138,11 +142,7 @@ fn search<F: Family, T: Steps<F>>(
         } else {
             scatter(start.wrapping_add(probe))
         } % seats;
-        let worth = tables.probe_seat(u32::from(confirmed), index, owner);
-        if worth > best {
-            best = worth;
-            at = index;
-        }
+        best = tables.probe_seat(u32::from(confirmed), index, owner);
         probe += 1;
     }
     if best == worth::NOTHING {
@@ -157,6 +157,7 @@ fn search<F: Family, T: Steps<F>>(
         }
         return otherwise;
     }
+    let at = scratch.candidate.index;
     if tables.vacate_seat(u32::from(confirmed), at) == 0 {
         // Another CPU had the same thought.
         return otherwise;
@@ -239,19 +240,32 @@ pub fn take<F: Family, T: Tables<F>>(
     } else {
         ANYONE
     };
-    let state = Seat::<F::Addr>::state(flow.generation, owner);
-    let taken = tables.swap_seat(seat, 0, state);
-    if taken {
-        seat.tuple = *key;
+    // The key is not part of what is swapped: until it is written, nobody may read it.
+    if !tables.swap_seat(seat, 0, Seat::<F::Addr>::BEING_TAKEN) {
+        return false;
     }
-    taken
+    seat.tuple = *key;
+    let state = Seat::<F::Addr>::state(flow.generation, owner);
+    tables.swap_seat(seat, Seat::<F::Addr>::BEING_TAKEN, state)
 }
 
 /// In place of a container: whoever it is.
 pub const ANYONE: u32 = 0;
 
-/// What the seat is worth; see [`worth`]. Nothing, if it is not `owner`'s, unless that is
-/// [`ANYONE`].
+/// The best seat that a search has found so far.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Candidate {
+    /// [`Seat::state`] when it was looked at.
+    pub state: u64,
+    /// Which seat.
+    pub index: u32,
+    /// See [`worth`].
+    pub worth: u32,
+}
+
+/// Looks at a seat, and remembers it in `scratch.candidate` if it is better than what is there.
+/// Returns what the best is worth. (What a loop would remember itself, the verifier would follow.)
 #[inline(always)]
 pub fn probe_seat<F: Family, T: Tables<F>>(
     tables: &T,
@@ -262,13 +276,38 @@ pub fn probe_seat<F: Family, T: Tables<F>>(
     let (Some(seat), Some(scratch)) = (tables.seat(confirmed, index), tables.scratch()) else {
         return worth::NOTHING;
     };
-    let generation = seat.generation;
+    let state = tables.seat_state(seat);
+    let worth = worth_of::<F, T>(tables, scratch, confirmed, seat, state, owner);
+    let best = &mut scratch.candidate;
+    if worth > best.worth {
+        best.state = state;
+        best.index = index;
+        best.worth = worth;
+    }
+    best.worth
+}
+
+/// What the seat is worth; see [`worth`]. Nothing, if it is not `owner`'s, unless that is
+/// [`ANYONE`].
+#[inline(always)]
+fn worth_of<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F::Addr>,
+    confirmed: bool,
+    seat: &Seat<F::Addr>,
+    state: u64,
+    owner: u32,
+) -> u32 {
+    if state == Seat::<F::Addr>::BEING_TAKEN {
+        return worth::NOTHING;
+    }
+    let generation = state as u32;
     let free = if owner == ANYONE {
         worth::FREE
     } else {
         worth::NOTHING
     };
-    if generation == 0 || owner != ANYONE && seat.owner != owner {
+    if generation == 0 || owner != ANYONE && (state >> 32) as u32 != owner {
         return free;
     }
     scratch.victim = seat.tuple;
@@ -321,15 +360,17 @@ fn is_stream<A: Copy>(now: u32, silence: u32, slot: &Slot<A>) -> bool {
     idle(now, slot.created()) >= silence + STREAM
 }
 
-/// Empties this seat and ends the flow that has it. `false`: the seat is another's already.
+/// Empties this seat, if it still is `scratch.candidate`, and ends the flow that has it. `false`: the
+/// seat is another's already.
 #[inline(always)]
 pub fn vacate_seat<F: Family, T: Tables<F>>(tables: &T, confirmed: bool, index: u32) -> bool {
     let (Some(seat), Some(scratch)) = (tables.seat(confirmed, index), tables.scratch()) else {
         return false;
     };
-    let (generation, owner) = (seat.generation, seat.owner);
+    let state = scratch.candidate.state;
+    let generation = state as u32;
     scratch.victim = seat.tuple;
-    let state = Seat::<F::Addr>::state(generation, owner);
+    // What was probed and what is there now may be different flows, but a state is never used again.
     if !tables.swap_seat(seat, state, 0) {
         return false;
     }

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, Config, Endpoint, EndpointAddress, Flow, IpsecPolicy, KernelFlow, Network, Seat,
-        SocketKey, Tuple, Uplink,
+        Backend, Config, Endpoint, EndpointAddress, Flow, FragmentKey, Fragments, IpsecPolicy,
+        KernelFlow, Network, Seat, SocketKey, Tuple, Uplink,
     },
     answer::Buffer,
     drop::DropReason,
@@ -229,6 +229,8 @@ pub struct Scratch<A> {
     pub query: RouteQuery<A>,
     /// A route lookup's answer.
     pub route: Route<A>,
+    /// The best seat that was found so far.
+    pub candidate: crate::room::Candidate,
     /// Seat of a flow that is being made.
     pub seat: u32,
     /// Entry of the original direction.
@@ -239,6 +241,8 @@ pub struct Scratch<A> {
     pub victim: Tuple<A>,
     /// See [`Scratch::victim`].
     pub victim_other: Tuple<A>,
+    /// The packet in hand, if it is a fragment.
+    pub fragment: crate::fragment::Fragment<A>,
     /// Next hop of a [`crate::pipeline::Outcome::Neighbour4`].
     pub hop: [u8; 16],
 }
@@ -301,6 +305,8 @@ pub trait Tables<F: Family> {
     fn seat(&self, confirmed: bool, index: u32) -> Option<&mut Seat<F::Addr>>;
     /// Changes [`Seat::state`] if it still is what it was, atomically; was it?
     fn swap_seat(&self, seat: &mut Seat<F::Addr>, from: u64, to: u64) -> bool;
+    /// [`Seat::state`], all at one moment.
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64;
     /// Moves the hand of a [`crate::abi::flow_table`] on; where it was.
     fn next_seat(&self, table: usize) -> u32;
     /// `HOLDINGS`: flows that a container has in a [`crate::abi::flow_table`].
@@ -313,6 +319,13 @@ pub trait Tables<F: Family> {
     fn nat_pressure(&self, attempts: u32, exhausted: bool);
     /// `KERNEL_FLOWS_*`; asked only while [`crate::abi::config_flag::KERNEL_FLOWS`] is set.
     fn kernel_flow(&self, key: &Tuple<F::Addr>) -> Option<KernelSlot<F::Addr>>;
+    /// `FRAGMENTS_*`. Another CPU may be at it: the fragments of one packet seldom come by two.
+    #[expect(clippy::mut_from_ref, reason = "a value inside a map")]
+    fn fragments(&self, key: &FragmentKey<F::Addr>) -> Option<&mut Fragments<F::Addr>>;
+    /// Writes into `FRAGMENTS_*`, over what is there.
+    fn put_fragments(&self, key: &FragmentKey<F::Addr>, fragments: &Fragments<F::Addr>);
+    /// Removes from `FRAGMENTS_*`.
+    fn remove_fragments(&self, key: &FragmentKey<F::Addr>);
     /// `IPSEC_*`; asked only while [`crate::abi::config_flag::IPSEC`] is set.
     fn ipsec_policy(&self, index: u32) -> Option<&IpsecPolicy<F::Addr>>;
     /// Asks the route tables, policy rules included: [`Scratch::query`], answered in
@@ -399,6 +412,12 @@ pub trait Steps<F: Family>: Tables<F> {
     fn try_source_port(&self, attempt: u32) -> u32;
     /// [`crate::pipeline::steps::kernel_forwards`].
     fn kernel_forwards<P: crate::packet::Packet>(&self, packet: &mut P, translated: u32) -> u32;
+    /// [`crate::pipeline::steps::track`].
+    fn track<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32);
+    /// [`crate::pipeline::steps::sum_sctp`].
+    fn sum_sctp<P: crate::packet::Packet>(&self, packet: &mut P, verdict: u64) -> u64;
+    /// [`crate::pipeline::steps::remember`].
+    fn remember(&self, verdict: u64);
     /// [`crate::pipeline::steps::answer`].
     fn answer<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64;
     /// [`crate::pipeline::steps::clamp_mss`].

@@ -94,6 +94,10 @@ pub static VERDICTS: PerCpuArray<Verdicts, { hook::COUNT as usize }> = PerCpuArr
 pub static ANSWERS: PerCpuArray<Answers, { answer_kind::COUNT }> = PerCpuArray::new();
 #[btf_map]
 pub static SOCKETS: LruHashMap<SocketKey, SocketPeer, 65536> = LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKey<A4>, Fragments<A4>, 8192> = LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_V6: LruHashMap<FragmentKey<A6>, Fragments<A6>, 4096> = LruHashMap::new();
 
 /// Working memory of the packet in hand; not part of the ABI, not pinned.
 #[btf_map]

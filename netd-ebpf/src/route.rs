@@ -76,7 +76,7 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
         // An answer that the kernel would have passed over, were it the main table's default route:
         // fib6_rule_suppress() looks at a result that only the stack's own lookup fills in. That
         // route itself is asked for, by a destination that no other route has.
-        remember_v6();
+        keep_answer_v6();
         let direct = ask::<F>(ctx, 1, 0, flags | fib::DIRECT);
         let (table, how) = if is_default_v6(direct as u32) == 0 {
             (0, 0)
@@ -179,7 +179,7 @@ const fn is_reached(result: i64) -> bool {
 /// Puts the first answer aside, into `scratch.route`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn remember_v6() -> u32 {
+extern "C" fn keep_answer_v6() -> u32 {
     let maps = Maps(core::ptr::null_mut());
     let (Some(Scratch { route, .. }), Some(params)) = (
         <Maps as Tables<V6>>::scratch(&maps),

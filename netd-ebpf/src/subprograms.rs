@@ -31,7 +31,24 @@ macro_rules! subprograms {
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
      $answer:ident, $clamp_mss:ident,
-     $route:ident, $host_listens:ident) => {
+     $route:ident, $host_listens:ident, $track:ident, $remember:ident, $sum_sctp:ident) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $track(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
+            steps::track::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex);
+            0
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $sum_sctp(ctx: *mut __sk_buff, verdict: u64) -> u64 {
+            steps::sum_sctp::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), verdict)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $remember(verdict: u64) -> u32 {
+            steps::remember::<$family, _>(&Maps(NO_CONTEXT), verdict);
+            0
+        }
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $from_endpoint(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
@@ -286,6 +303,18 @@ macro_rules! subprograms {
                 $promote()
             }
             #[inline(always)]
+            fn track<P: Packet>(&self, _: &mut P, ifindex: u32) {
+                $track(self.0, ifindex);
+            }
+            #[inline(always)]
+            fn sum_sctp<P: Packet>(&self, _: &mut P, verdict: u64) -> u64 {
+                $sum_sctp(self.0, verdict)
+            }
+            #[inline(always)]
+            fn remember(&self, verdict: u64) {
+                $remember(verdict);
+            }
+            #[inline(always)]
             fn answer<P: Packet>(&self, _: &mut P, ifindex: u32, verdict: u64) -> u64 {
                 $answer(self.0, ifindex, verdict)
             }
@@ -356,7 +385,10 @@ subprograms!(
     answer_v4,
     clamp_mss_v4,
     route_v4,
-    host_listens_v4
+    host_listens_v4,
+    track_v4,
+    remember_v4,
+    sum_sctp_v4
 );
 subprograms!(
     V6,
@@ -389,5 +421,8 @@ subprograms!(
     answer_v6,
     clamp_mss_v6,
     route_v6,
-    host_listens_v6
+    host_listens_v6,
+    track_v6,
+    remember_v6,
+    sum_sctp_v6
 );

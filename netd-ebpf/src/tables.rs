@@ -45,6 +45,9 @@ pub trait FamilyMaps: Family {
     fn flow_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn embryo_seat(index: u32) -> Option<*mut Seat<A<Self>>>;
     fn kernel_flow(key: &Tuple<A<Self>>) -> Option<*mut KernelFlow<A<Self>>>;
+    fn fragments(key: &FragmentKey<A<Self>>) -> Option<*mut Fragments<A<Self>>>;
+    fn put_fragments(key: &FragmentKey<A<Self>>, fragments: &Fragments<A<Self>>);
+    fn remove_fragments(key: &FragmentKey<A<Self>>);
     fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>>;
     fn scratch() -> &'static PerCpuArray<Scratch<A<Self>>, 1>;
     fn sock_tuple(tuple: &Tuple<A<Self>>) -> SockTuple;
@@ -64,7 +67,7 @@ pub type SockTuple = [u32; 9];
 macro_rules! family_maps {
     ($family:ty, $endpoints:ident, $subnets:ident, $local:ident, $publish:ident, $exposed:ident,
      $flows:ident, $embryos:ident, $kernel_flows:ident, $ipsec:ident, $flow_ring:ident, $embryo_ring:ident,
-     $scratch:ident, $sock_len:literal, $sock_tuple:expr,
+     $fragments:ident, $scratch:ident, $sock_len:literal, $sock_tuple:expr,
      $route:ident, $listens:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
@@ -124,6 +127,19 @@ macro_rules! family_maps {
                 maps::$embryo_ring.get_ptr_mut(index)
             }
             #[inline(always)]
+            fn fragments(key: &FragmentKey<A<Self>>) -> Option<*mut Fragments<A<Self>>> {
+                maps::$fragments.get_ptr_mut(key)
+            }
+            #[inline(always)]
+            fn put_fragments(key: &FragmentKey<A<Self>>, fragments: &Fragments<A<Self>>) {
+                // Whoever was not used for longest makes room.
+                let _ = maps::$fragments.insert(key, fragments, 0);
+            }
+            #[inline(always)]
+            fn remove_fragments(key: &FragmentKey<A<Self>>) {
+                let _ = maps::$fragments.remove(key);
+            }
+            #[inline(always)]
             fn ipsec_policy(index: u32) -> Option<&'static IpsecPolicy<A<Self>>> {
                 maps::$ipsec.get(index)
             }
@@ -179,6 +195,7 @@ family_maps!(
     IPSEC_V4,
     FLOW_RING_V4,
     EMBRYO_RING_V4,
+    FRAGMENTS_V4,
     SCRATCH_V4,
     12,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], d[0], ports, 0, 0, 0, 0, 0, 0],
@@ -198,6 +215,7 @@ family_maps!(
     IPSEC_V6,
     FLOW_RING_V6,
     EMBRYO_RING_V6,
+    FRAGMENTS_V6,
     SCRATCH_V6,
     36,
     |s: [u32; 4], d: [u32; 4], ports| [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3], ports],
@@ -379,6 +397,12 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn seat_state(&self, seat: &Seat<F::Addr>) -> u64 {
+        // SAFETY: as above; one load.
+        unsafe { (&raw const seat.generation).cast::<u64>().read_volatile() }
+    }
+
+    #[inline(always)]
     fn next_seat(&self, table: usize) -> u32 {
         let Some(hand) = maps::HANDS.get_ptr_mut(table as u32) else {
             return 0;
@@ -432,6 +456,22 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         F::kernel_flow(key)
             .and_then(NonNull::new)
             .map(|p| unsafe { KernelSlot::new(p) })
+    }
+
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentKey<F::Addr>) -> Option<&mut Fragments<F::Addr>> {
+        // SAFETY: a map value stays mapped; it is plain data, and no value of it is trusted.
+        F::fragments(key).map(|fragments| unsafe { &mut *fragments })
+    }
+
+    #[inline(always)]
+    fn put_fragments(&self, key: &FragmentKey<F::Addr>, fragments: &Fragments<F::Addr>) {
+        F::put_fragments(key, fragments);
+    }
+
+    #[inline(always)]
+    fn remove_fragments(&self, key: &FragmentKey<F::Addr>) {
+        F::remove_fragments(key);
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use crate::{
     checksum::checksum,
+    crc32c::crc32c,
     wire::{Address, Family, ethertype, proto},
 };
 
@@ -68,7 +69,7 @@ impl<A: Address> Frame<A> {
         Self::new(src.0, dst.0, proto::UDP, l4)
     }
 
-    /// An SCTP packet; its CRC is not computed.
+    /// An SCTP packet without chunks.
     pub fn sctp(src: (A, u16), dst: (A, u16)) -> Self {
         let mut l4 = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
         l4.extend([0; 8]);
@@ -178,6 +179,11 @@ impl<A: Address> Frame<A> {
             ip[10..12].copy_from_slice(&sum);
         }
         let mut l4 = self.l4.clone();
+        if self.proto == proto::SCTP && l4.len() >= 12 {
+            l4[8..12].copy_from_slice(&[0; 4]);
+            let crc = crc32c(&[&l4]);
+            l4[8..12].copy_from_slice(&crc.to_le_bytes());
+        }
         if let Some(field) = l4_checksum_field::<F>(self.proto)
             && l4.len() >= field + 2
         {
@@ -221,8 +227,8 @@ fn l4_checksum<F: Family>(src: &F::Addr, dst: &F::Addr, protocol: u8, l4: &[u8])
 }
 
 /// Recomputes the checksums of a frame that [`Frame`] built, whatever has happened to it since:
-/// of the IPv4 header, and of TCP, UDP and ICMP. Extension headers are not looked through, nor is
-/// what an ICMP error quotes: see [`verify_quoted`].
+/// of the IPv4 header, and of TCP, UDP, ICMP and SCTP. Extension headers are not looked through, nor is
+/// what an ICMP error quotes: see [`verify_quoted`]. Of a fragment only the IPv4 header has one.
 ///
 /// # Errors
 /// What is wrong.
@@ -243,6 +249,9 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
     if F::VERSION == 4 && checksum(&[&ip[..header]]) != [0, 0] {
         return Err("the IPv4 header's checksum is wrong".into());
     }
+    if F::VERSION == 4 && u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0 {
+        return Ok(());
+    }
     let protocol = ip[if F::VERSION == 4 { 9 } else { 6 }];
     let at = |offset: u32| {
         let mut padded = [0; 16];
@@ -252,6 +261,9 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
     };
     let (src, dst) = (at(F::SRC_OFFSET), at(F::SRC_OFFSET + F::ADDR_LEN));
     let l4 = &ip[header..];
+    if protocol == proto::SCTP {
+        return verify_sctp(l4);
+    }
     let Some(field) = l4_checksum_field::<F>(protocol) else {
         return Ok(());
     };
@@ -268,6 +280,22 @@ pub fn verify<F: Family>(frame: &[u8]) -> Result<(), String> {
     match l4_checksum::<F>(&src, &dst, protocol, l4) {
         [0, 0] => Ok(()),
         other => Err(format!("the L4 checksum is off by {other:x?}")),
+    }
+}
+
+fn verify_sctp(l4: &[u8]) -> Result<(), String> {
+    if l4.len() < 12 {
+        return Err("the SCTP header is cut short".into());
+    }
+    let crc = crc32c(&[&l4[..8], &[0; 4], &l4[12..]]).to_le_bytes();
+    // RFC 9653: zero, where both ends agreed that it is not needed.
+    if l4[8..12] == crc || l4[8..12] == [0; 4] {
+        Ok(())
+    } else {
+        Err(format!(
+            "the CRC32c is {:x?} instead of {crc:x?}",
+            &l4[8..12]
+        ))
     }
 }
 

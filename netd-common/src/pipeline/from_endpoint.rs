@@ -17,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    Meta, PEER, Verdict, deliver, established, mss, refusal,
+    Meta, PEER, Verdict, deliver, established, fragments, mss, refusal,
     steps::{self, Judgement},
     yields,
 };
@@ -80,6 +80,7 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
             }
         };
     }
+    fragments::look_up::<F, P, T>(packet, tables, scratch, meta.ifindex);
     let judgement = tables.from_endpoint(packet, meta.ifindex);
     let verdict = steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement);
     mss::clamp_if_syn::<F, P, T>(packet, tables, verdict);
@@ -124,7 +125,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
     tables: &T,
     config: &Config,
     ifindex: u32,
-    scratch: &Scratch<F::Addr>,
+    scratch: &mut Scratch<F::Addr>,
     endpoint: &Endpoint,
     network: &Network,
 ) -> Result<Judgement, DropReason> {
@@ -141,7 +142,12 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
     }
     let to_bridge = eth.dst == network.bridge_mac || !enforced(Check::MacFirst);
     if !to_bridge {
-        return to_neighbour::<F, T>(tables, ifindex, scratch, endpoint, network, &eth);
+        let judgement = to_neighbour::<F, T>(tables, ifindex, scratch, endpoint, network, &eth)?;
+        if judgement != Judgement::Proceed {
+            // Nor is what else comes of its packet.
+            scratch.fragment.clear();
+        }
+        return Ok(judgement);
     }
     let local = tables.local(&tuple.dst);
     if tuple.dst.is_multicast()
@@ -161,14 +167,11 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
         return Err(DropReason::SpoofedAddress);
     }
     match scratch.parsed.kind {
-        Kind::Fragment if local == local_kind::UNICAST => {
-            // A later fragment has no ports; without its first, which ends here, it leads nowhere.
-            if tables.port_published(tuple.proto, tuple.dport) {
-                return Err(DropReason::Fragment);
-            }
-            return Ok(PASS);
+        Kind::LaterFragment => {
+            let to_host = local != local_kind::NONE;
+            let may_leave = to_host || fragments::kernel_takes(config);
+            return fragments::later::<F, T>(tables, scratch, ifindex, may_leave, to_host);
         }
-        Kind::Fragment => return Err(DropReason::Fragment),
         Kind::IcmpError
             if local != local_kind::NONE || !masquerades::<F>(network) && yields(config) =>
         {
@@ -180,6 +183,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
     if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && slot.in_ifindex() == ifindex
     {
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     Ok(Judgement::Open)
@@ -199,7 +203,9 @@ fn to_neighbour<F: Family, T: Tables<F>>(
     let tuple = &scratch.parsed.tuple;
     if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
         && is_neighbour_reply(&slot, ifindex, eth)
+        && fragments::is_its_flow(&scratch.fragment, &slot)
     {
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     if scratch.parsed.kind == Kind::LinkControl {

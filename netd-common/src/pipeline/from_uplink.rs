@@ -16,7 +16,7 @@ use crate::{
 };
 
 use super::{
-    Meta, Verdict, continuing, deliver, established, mss, refusal,
+    Meta, Verdict, continuing, deliver, established, fragments, mss, refusal,
     steps::{self, Judgement},
     yields,
 };
@@ -86,6 +86,7 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
             }
         };
     }
+    fragments::look_up::<F, P, T>(packet, tables, scratch, meta.ifindex);
     let judgement = tables.from_uplink(packet, meta.ifindex);
     let verdict = steps::finish::<F, P, T>(packet, tables, meta.ifindex, judgement);
     mss::clamp_if_syn::<F, P, T>(packet, tables, verdict);
@@ -126,7 +127,12 @@ fn judge<F: Family, T: Steps<F>>(
     match scratch.parsed.kind {
         Kind::LinkControl => return Ok(PASS),
         Kind::IcmpError => return icmp_error::<F, T>(tables, config, &scratch.parsed.tuple.dst),
-        Kind::Fragment => return fragment::<F, T>(tables, config, scratch),
+        Kind::LaterFragment => {
+            let dst = &scratch.parsed.tuple.dst;
+            let may_stray =
+                tables.local(dst) != local_kind::NONE || tables.subnet(dst) == 0 || yields(config);
+            return fragments::later::<F, T>(tables, scratch, ifindex, true, may_stray);
+        }
         _ => {}
     }
     if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
@@ -145,6 +151,7 @@ fn judge<F: Family, T: Steps<F>>(
                 slot.set_epoch(config.epoch.wrapping_sub(1));
             }
         }
+        fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);
     }
     Ok(Judgement::Open)
@@ -159,30 +166,6 @@ fn icmp_error<F: Family, T: Tables<F>>(
 ) -> Result<Judgement, DropReason> {
     if tables.subnet(dst) != 0 && tables.local(dst) == local_kind::NONE && !yields(config) {
         return Err(DropReason::IcmpError);
-    }
-    Ok(PASS)
-}
-
-#[inline(always)]
-fn fragment<F: Family, T: Tables<F>>(
-    tables: &T,
-    config: &Config,
-    scratch: &mut Scratch<F::Addr>,
-) -> Result<Judgement, DropReason> {
-    let tuple = &scratch.parsed.tuple;
-    if tables.local(&tuple.dst) != local_kind::UNICAST {
-        let ours = tables.subnet(&tuple.dst) != 0 && !yields(config);
-        return if ours {
-            Err(DropReason::Fragment)
-        } else {
-            Ok(PASS)
-        };
-    }
-    // A later fragment has no ports; without its first, which ends here, it leads nowhere.
-    if tables.port_published(tuple.proto, tuple.dport)
-        || room::either::<F, T>(tables, tuple).is_some()
-    {
-        return Err(DropReason::Fragment);
     }
     Ok(PASS)
 }

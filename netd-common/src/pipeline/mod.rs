@@ -3,6 +3,7 @@
 
 mod bridge_guard;
 mod continuing;
+mod fragments;
 mod from_endpoint;
 mod from_uplink;
 mod host_socket;
@@ -125,6 +126,13 @@ impl Verdict {
     #[inline(always)]
     pub const fn action(self) -> u64 {
         self.0 >> 32 & 0x7f
+    }
+
+    /// Does the packet go somewhere by netd's hand?
+    #[must_use]
+    #[inline(always)]
+    pub const fn redirects(self) -> bool {
+        self.action() > DROP
     }
 
     /// Interface or drop reason.
@@ -356,6 +364,10 @@ where
     let size = packet.gso_size();
     if size == 0 {
         return false;
+    }
+    // SCTP's segments are packets by themselves (GSO_BY_FRAGS), which SCTP made for its path.
+    if parsed.tuple.proto == proto::SCTP && size == 0xffff {
+        return true;
     }
     let header = if parsed.tuple.proto == proto::TCP {
         match packet.read::<u8>(parsed.l4 + 12) {

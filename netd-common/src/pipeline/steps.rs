@@ -4,21 +4,23 @@
 use crate::{
     abi::{Config, config_flag},
     conntrack::tcp_flags_valid,
+    crc32c,
     decide::{self, Action, Origin, Way},
     drop::DropReason,
     flow::{self, initial_state},
+    fragment::role,
     ipsec, kernel_flow,
     packet::Packet,
     parse::{Kind, Parsed, parse},
     quoted, room,
     sabotage::{Check, enforced},
-    tables::{Scratch, Steps},
+    tables::{Scratch, Steps, Tables},
     wire::{ETH_LEN, Family, proto, tcp_flag},
 };
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    icmp_error as about, mss, refusal, symmetric, way, yields,
+    fragments, icmp_error as about, mss, refusal, symmetric, way, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -73,6 +75,26 @@ impl Judgement {
 /// nested BPF functions adds up.
 #[inline(always)]
 pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    judgement: u64,
+) -> Verdict {
+    let mut verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
+    let Some(scratch) = tables.scratch() else {
+        return verdict;
+    };
+    if scratch.parsed.tuple.proto == proto::SCTP && verdict.redirects() {
+        verdict = Verdict(tables.sum_sctp(packet, verdict.0));
+    }
+    if scratch.fragment.role & role::NEWS != 0 {
+        tables.remember(verdict.0);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn carry_out<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     ifindex: u32,
@@ -237,6 +259,64 @@ pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
 ) -> u64 {
     super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
+}
+
+/// A fragment, before it is judged: looks up its packet in `FRAGMENTS_*`.
+#[inline(always)]
+pub fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, ifindex: u32) {
+    fragments::track::<F, P, T>(packet, tables, ifindex);
+}
+
+/// An SCTP packet that is on its way, after this [`Verdict`]: its checksum follows the change of its
+/// ports. Returns the verdict, or another.
+#[inline(always)]
+pub fn sum_sctp<F: Family, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    verdict: u64,
+) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    let parsed = &scratch.parsed;
+    if parsed.kind != Kind::Ports {
+        // A first fragment's ports are not changed; an ICMP error has the tuple of its flow.
+        return verdict;
+    }
+    let (mut l3, mut l4) = (parsed.l3, parsed.l4);
+    if l3 == 0 && Verdict(verdict).action() == PEER_ACTION {
+        // It has got an Ethernet header meanwhile.
+        l3 += ETH_LEN;
+        l4 += ETH_LEN;
+    }
+    let tuple = &parsed.tuple;
+    let old = [
+        tuple.sport[0],
+        tuple.sport[1],
+        tuple.dport[0],
+        tuple.dport[1],
+    ];
+    let summed = packet.read::<[u8; 4]>(l4).and_then(|new| {
+        match u32::from_le_bytes(old) ^ u32::from_le_bytes(new) {
+            0 => Ok(()),
+            change => crc32c::update(packet, l3, l4, F::VERSION, change),
+        }
+    });
+    match summed {
+        Ok(()) => verdict,
+        Err(_) => {
+            let verdict = Verdict(verdict);
+            let (family, network) = (verdict.family(), verdict.network());
+            let dropped = Verdict::drop(DropReason::HelperFailed);
+            dropped.of(family, network).slow().0
+        }
+    }
+}
+
+/// A fragment of which something is to be remembered, after this [`Verdict`] about it.
+#[inline(always)]
+pub fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: u64) {
+    fragments::remember::<F, T>(tables, Verdict(verdict));
 }
 
 /// A packet of a known flow. `decision` is what was decided of it, or [`UNDECIDED`]. Returns a
@@ -416,6 +496,10 @@ pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, 
         return encode(DropReason::HelperFailed);
     };
     if fresh == FRESH {
+        if scratch.parsed.kind == Kind::LaterFragment {
+            // Only a first fragment begins a flow.
+            return encode(DropReason::FlowEnded);
+        }
         scratch.tuple = scratch.parsed.tuple;
     }
     let flags = opening_flags(&scratch.parsed, fresh);
@@ -484,6 +568,12 @@ fn conclude<A>(
     decided: Result<Action, DropReason>,
 ) -> u32 {
     match decided {
+        Ok(Action::Forward) if fresh == FRESH && scratch.fragment.objection != 0 => {
+            REASON + scratch.fragment.objection
+        }
+        Ok(Action::Forward) if fresh == FRESH && fragments::needs_the_whole(scratch) => {
+            encode(DropReason::Fragment)
+        }
         // What netd would refuse it refuses to its end.
         Ok(Action::Forward) if fresh == FRESH && config.flags & config_flag::DRAIN != 0 => PASS,
         Ok(Action::Forward)
@@ -632,6 +722,7 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
             return 0;
         };
         scratch.parsed = parsed;
+        scratch.parsed.tuple.reserved = [0; 3];
         match scratch.parsed.kind {
             Kind::IcmpError => return ASK_OF_QUOTED,
             Kind::Ports | Kind::Portless => scratch.tuple = scratch.parsed.tuple,

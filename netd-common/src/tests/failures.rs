@@ -7,7 +7,6 @@ use crate::{
 };
 
 for_both_families! {
-    fragments_of_translated_flows
     ttl
     mtu_and_segments
     protocols_without_ports
@@ -28,46 +27,6 @@ for_both_families! {
 
 fn world<F: Addresses>() -> Frame<F::Addr> {
     Frame::tcp((F::of(C0), 40000), (F::CLIENT, 80), SYN, b"")
-}
-
-fn fragments_of_translated_flows<F: Addresses>() {
-    let host = Host::<F>::new();
-    let fragment = |mut frame: Frame<F::Addr>, offset: u8| {
-        if F::VERSION == 4 {
-            frame.fragment = if offset == 0 { 0x2000 } else { 8 };
-        } else {
-            frame.first_extension = 44;
-            let more = u8::from(offset == 0);
-            frame.options = vec![frame.proto, 0, 0, offset | more, 0, 0, 0, 1];
-        }
-        frame.macs(UP_MAC, mac(C0))
-    };
-    let arrive = |frame: Frame<F::Addr>| {
-        host.run(
-            Host::<F>::meta(hook::FROM_UPLINK, UP0),
-            frame.bytes::<F>(),
-            0,
-        )
-        .outcome
-    };
-    let leave = |frame: Frame<F::Addr>| {
-        let frame = frame.macs(bridge_mac(WEB), mac(C0));
-        host.run(
-            Host::<F>::meta(hook::FROM_ENDPOINT, C0),
-            frame.bytes::<F>(),
-            0,
-        )
-        .outcome
-    };
-    let reason = dropped(DropReason::Fragment);
-    let published = || Frame::tcp((F::CLIENT, 40000), (F::HOST, 8081), SYN, b"");
-    assert_eq!(arrive(fragment(published(), 0)), reason);
-    let to_host = Frame::tcp((F::CLIENT, 40000), (F::HOST, 8083), SYN, b"");
-    assert_eq!(arrive(fragment(to_host, 0)), Outcome::Pass);
-    assert_eq!(arrive(published().macs(UP_MAC, mac(C0))), Outcome::Peer(C0));
-    assert_eq!(leave(fragment(world::<F>(), 0)), reason);
-    assert_eq!(leave(fragment(world::<F>(), 8)), reason);
-    assert_eq!(leave(world::<F>()), out::<F>(UP0));
 }
 
 fn ttl<F: Addresses>() {

@@ -3,6 +3,7 @@
 mod answers;
 mod containers;
 mod failures;
+mod fragments;
 mod host_access;
 mod icmp_errors;
 mod ipsec;
@@ -13,6 +14,7 @@ mod properties;
 mod publishing;
 mod room;
 mod routes;
+mod sctp;
 mod symmetric;
 mod tunnels;
 
@@ -123,7 +125,9 @@ pub struct Result<F> {
 impl<F: Addresses> Result<F> {
     pub fn parsed(&self) -> Parsed<F::Addr> {
         let mut bytes = self.bytes.clone();
-        parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN).expect("still a packet")
+        let mut parsed = parse::<F>(&mut SlicePacket(&mut bytes), ETH_LEN).expect("still a packet");
+        parsed.tuple.reserved = [0; 3];
+        parsed
     }
     pub fn src(&self) -> (F::Addr, u16) {
         let tuple = self.parsed().tuple;

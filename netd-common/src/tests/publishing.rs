@@ -15,7 +15,6 @@ for_both_families! {
     strict_reverse_path
     a_host_listener_wins_unless_overridden
     frames_for_others_and_for_vlans_are_not_ours
-    sctp_keeps_its_ports
 }
 
 fn a_client_reaches_a_published_port_and_its_answer_comes_from_there<F: Addresses>() {
@@ -187,18 +186,4 @@ fn frames_for_others_and_for_vlans_are_not_ours<F: Addresses>() {
     assert_eq!(outcome(meta), Outcome::Pass);
     meta.vlan = 0;
     assert_eq!(outcome(meta), Outcome::Peer(C0));
-}
-
-fn sctp_keeps_its_ports<F: Addresses>() {
-    let mut host = Host::<F>::new();
-    host.publish(proto::SCTP, 7000, C0, 7000);
-    let there = host.arrive(UP0, Frame::sctp((F::CLIENT, 9), (F::HOST, 7000)));
-    assert_eq!(there.outcome, Outcome::Peer(C0));
-    assert_eq!(there.dst(), (F::of(C0), 7000));
-    // Out: its port stays, though it lies outside the range; a second flow cannot have it.
-    let frame = |ifindex| Frame::sctp((F::of(ifindex), 9), (F::CLIENT, 7));
-    let first = host.sends(C0, frame(C0));
-    assert_eq!(first.src(), (F::HOST, 9));
-    let reason = DropReason::SourcePortsExhausted;
-    assert_eq!(host.sends(C0B, frame(C0B)).outcome, dropped(reason));
 }

@@ -165,20 +165,6 @@ fn fits_network(draft: &PublishDraft, network: &Network, findings: &mut Findings
             .help("remove this [[publish]], or `internal = true` of the network"),
         );
     }
-    let changes_port = publish.host_ports != publish.container_ports;
-    if publish.protocol == Protocol::Sctp && changes_port && mode != GatewayMode::Routed {
-        findings.push(
-            Finding::error(
-                draft.container_ports_at.clone(),
-                "SCTP cannot be published to another port",
-            )
-            .related(draft.host_ports_at.clone(), "the host's")
-            .help(
-                "write the same ports for both: SCTP's checksum covers the ports of the whole \
-                 packet, so that changing one would mean to read all of it",
-            ),
-        );
-    }
 }
 
 /// Port ranges that are taken, by first port; no two of them overlap.

@@ -153,7 +153,7 @@ words! {
         Tcp = "tcp",
         /// UDP
         Udp = "udp",
-        /// SCTP, with the port unchanged.
+        /// SCTP.
         Sctp = "sctp",
     }
 }

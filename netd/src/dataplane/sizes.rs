@@ -100,6 +100,11 @@ impl Sizes {
             // Sockets of the host that talk to containers.
             map::SOCKETS if self.endpoints > 4096 => 65536,
             map::SOCKETS => 4096,
+            // Packets of which a part has come: a machine that has more of them at a time is under
+            // attack, and the ones in use are not those that make room.
+            map::FRAGMENTS_V4 if self.endpoints > 4096 => 8192,
+            map::FRAGMENTS_V4 => 2048,
+            map::FRAGMENTS_V6 => self.entries(map::FRAGMENTS_V4) / 2,
             // The publish and exposed tries, and the ring buffer.
             _ => 65536,
         }
@@ -137,6 +142,16 @@ impl Sizes {
                 map::SOCKETS,
                 size_of::<SocketKey>(),
                 size_of::<SocketPeer>(),
+            )
+            + hash(
+                map::FRAGMENTS_V4,
+                size_of::<FragmentKey<V4Addr>>(),
+                size_of::<Fragments<V4Addr>>(),
+            )
+            + hash(
+                map::FRAGMENTS_V6,
+                size_of::<FragmentKey<V6Addr>>(),
+                size_of::<Fragments<V6Addr>>(),
             )
             + self.drops_bytes()
             + array_bytes(self.entries(map::NETWORKS), size_of::<Network>())

@@ -2,9 +2,10 @@
 
 use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
-    Answers, Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, Hand, Holding,
-    IpsecPolicy, KernelFlow, LocalAddress, Network, NetworkInterface, PortPrefix, Seat, SocketKey,
-    SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr, Verdicts, map,
+    Answers, Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, FragmentKey,
+    Fragments, Hand, Holding, IpsecPolicy, KernelFlow, LocalAddress, Network, NetworkInterface,
+    PortPrefix, Seat, SocketKey, SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr,
+    Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -112,6 +113,14 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
         (map::ANSWERS, Shape::of::<u32, Answers>(PerCpuArray)),
         (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
+        (
+            map::FRAGMENTS_V4,
+            Shape::of::<FragmentKey<A4>, Fragments<A4>>(LruHash),
+        ),
+        (
+            map::FRAGMENTS_V6,
+            Shape::of::<FragmentKey<A6>, Fragments<A6>>(LruHash),
+        ),
     ]
 };
 

@@ -3,6 +3,7 @@
 //!
 //! `NETD_SEED` repeats a run, `NETD_PACKETS` changes its length.
 
+mod fragments;
 mod ipsec;
 mod mtu;
 mod programs;
@@ -18,7 +19,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use netd::dataplane::Features;
-use netd_common::abi::{DropKey, Flow, Tuple, Verdicts, flow_flag, flow_table, hook, map};
+use netd_common::abi::{
+    DropKey, Flow, FragmentKey, Fragments, Tuple, Verdicts, flow_flag, flow_table, hook, map,
+};
 use netd_common::decide::masquerades;
 use netd_common::drop::DropReason;
 use netd_common::model::{FlowTable, GsoPacket};
@@ -166,6 +169,9 @@ impl<'a> Differential<'a> {
             } else if number % 12 == 0 {
                 self.disturb::<V4>()?;
                 self.disturb::<V6>()?;
+            } else if number % 12 == 6 {
+                self.age_fragments::<V4>()?;
+                self.age_fragments::<V6>()?;
             }
             self.packet(number)
                 .with_context(|| format!("packet {number}"))?;
@@ -238,6 +244,8 @@ impl<'a> Differential<'a> {
     }
 
     fn forget<F: LabFamily>(&mut self) -> Result<()> {
+        self.programs
+            .forget_rows::<FragmentKey<F::Addr>, Fragments<F::Addr>>(F::FRAGMENTS)?;
         self.programs.forget::<F>(F::FLOWS)?;
         self.programs.forget::<F>(F::EMBRYOS)
     }
@@ -422,12 +430,12 @@ impl<'a> Differential<'a> {
             parsed.ok().map(|parsed| parsed.tuple)
         };
         let error = quoted::key::<F>(sent);
-        let (Some(sent), Some(left)) = (tuple(sent), tuple(left)) else {
+        let (Some(_), Some(left)) = (tuple(sent), tuple(left)) else {
             return Ok(());
         };
-        // An error leaves with the flow that it is about.
-        let sent = error.unwrap_or(sent);
         let model = &self.scenario.model;
+        // An error leaves with the flow that it is about, a later fragment with that of its first.
+        let sent = error.unwrap_or_else(|| model.tuple::<F>());
         let tables = F::tables(model);
         let entry = tables
             .flows
@@ -494,7 +502,7 @@ impl<'a> Differential<'a> {
                 missing(table, &rows)
             );
         }
-        Ok(())
+        self.compare_fragments::<F>()
     }
 }
 

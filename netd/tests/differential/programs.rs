@@ -127,7 +127,12 @@ impl Programs {
 
     /// Removes all flows from one of their tables.
     pub fn forget<F: Family>(&self, name: &str) -> Result<()> {
-        for (key, _) in self.entries::<Tuple<F::Addr>, Flow<F::Addr>>(name)? {
+        self.forget_rows::<Tuple<F::Addr>, Flow<F::Addr>>(name)
+    }
+
+    /// Removes all rows of a hash map.
+    pub fn forget_rows<K: Copy, V: Copy>(&self, name: &str) -> Result<()> {
+        for (key, _) in self.entries::<K, V>(name)? {
             self.remove(name, &raw(&key))?;
         }
         Ok(())

@@ -12,6 +12,7 @@ use netd_common::wire::{V4, V4Addr, V6, V6Addr, proto};
 use super::programs::{EMBRYOS, FLOWS, Rows, raw};
 use super::random::Random;
 use super::test_host::{BRIDGES, Device, LISTENERS, TestHost, VETHS};
+use super::traffic::Shot;
 
 /// A container.
 #[derive(Clone, Debug)]
@@ -29,12 +30,15 @@ pub struct Scenario {
     pub containers: Vec<Container>,
     pub publishes_v4: Vec<PublishSpec<V4Addr>>,
     pub publishes_v6: Vec<PublishSpec<V6Addr>>,
+    /// Fragments that are under way.
+    pub fragments: Vec<Shot>,
 }
 
 /// What differs between the families in a scenario.
 pub trait LabFamily: ModelFamily {
     const FLOWS: &'static str;
     const EMBRYOS: &'static str;
+    const FRAGMENTS: &'static str;
     /// Addresses of the host; the first two of its uplinks.
     fn host() -> Vec<Self::Addr>;
     /// Where containers may send, and from where clients come.
@@ -54,6 +58,7 @@ pub fn v6(text: &str) -> V6Addr {
 impl LabFamily for V4 {
     const FLOWS: &'static str = map::FLOWS_V4;
     const EMBRYOS: &'static str = map::EMBRYOS_V4;
+    const FRAGMENTS: &'static str = map::FRAGMENTS_V4;
     fn host() -> Vec<V4Addr> {
         [[198, 18, 0, 1], [198, 18, 1, 1], [198, 18, 50, 7]]
             .map(V4Addr)
@@ -105,6 +110,7 @@ impl LabFamily for V4 {
 impl LabFamily for V6 {
     const FLOWS: &'static str = map::FLOWS_V6;
     const EMBRYOS: &'static str = map::EMBRYOS_V6;
+    const FRAGMENTS: &'static str = map::FRAGMENTS_V6;
     fn host() -> Vec<V6Addr> {
         ["fd99::1", "fd99:1::1", "fd50::7"].map(v6).to_vec()
     }
@@ -200,6 +206,7 @@ impl Scenario {
             containers,
             publishes_v4: Vec::new(),
             publishes_v6: Vec::new(),
+            fragments: Vec::new(),
         };
         for _ in 0..random.between(4, 12) {
             scenario.publish::<V4>(random);
@@ -218,6 +225,7 @@ impl Scenario {
             containers: Vec::new(),
             publishes_v4: Vec::new(),
             publishes_v6: Vec::new(),
+            fragments: Vec::new(),
         }
     }
 
@@ -242,8 +250,12 @@ impl Scenario {
             host,
             host_ports: (first, last),
             container: to,
-            // SCTP's port is never changed: its CRC covers it.
-            container_port: if proto == proto::SCTP { first } else { 80 },
+            // SCTP's port is changed, or not.
+            container_port: if proto == proto::SCTP && random.chance(40) {
+                first
+            } else {
+                80
+            },
             network: self.network_of(&container),
             overrides: random.chance(30),
         };

@@ -7,6 +7,7 @@ use netd_common::parse::parse;
 use netd_common::pipeline::Meta;
 use netd_common::wire::{Address, ETH_LEN, V4, V6, proto};
 
+use super::fragments;
 use super::mtu;
 use super::quoted;
 use super::random::Random;
@@ -30,11 +31,16 @@ const CLIENT_PORTS: [u16; 4] = [40000, 40001, 40002, 61001];
 impl Shot {
     /// A random packet.
     pub fn random(random: &mut Random, scenario: &mut Scenario, host: &TestHost) -> Self {
-        let mut shot = if random.chance(50) {
+        let mut shot = if random.chance(60) && !scenario.fragments.is_empty() {
+            fragments::next(random, scenario)
+        } else if random.chance(50) {
             of_family::<V4>(random, scenario, host)
         } else {
             of_family::<V6>(random, scenario, host)
         };
+        if random.chance(12) {
+            shot = fragments::cut_up(random, scenario, shot);
+        }
         match random.below(100) {
             0..6 => shot.damage(random),
             6..8 => shot.bytes = frame::tagged(&shot.bytes, [0x81, 0, 0, 5]),

@@ -198,7 +198,7 @@ fn publishes(networks: &[Network]) -> BoxedStrategy<Vec<Publish>> {
                         _ => list(&[loopback, other]),
                     },
                     host_ports: from,
-                    container_ports: if protocol == Protocol::Sctp { from } else { to },
+                    container_ports: to,
                     override_listener: over,
                 }
             };

@@ -152,11 +152,6 @@ fn publish_values() {
             "`override` must be true or false, not a number",
             "true or false",
         ),
-        (
-            "protocol = 'sctp'\ncontainer_ports = <80>",
-            "SCTP cannot be published to another port",
-            "checksum",
-        ),
     ] {
         one_error(&publish("", lines), message, help);
     }
