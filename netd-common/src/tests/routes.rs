@@ -62,32 +62,10 @@ fn query<F: Addresses>(
     }
 }
 
-/// The frame with this TOS byte or traffic class.
-fn with_class<F: Addresses>(mut bytes: Vec<u8>, class: u8) -> Vec<u8> {
-    let at = ETH_LEN as usize;
-    if F::VERSION == 4 {
-        let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        bytes[at + 1] = class;
-        let new = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        // RFC 1624.
-        let sum = u16::from_be_bytes([bytes[at + 10], bytes[at + 11]]);
-        let mut folded = u32::from(!sum) + u32::from(!old) + u32::from(new);
-        while folded >> 16 != 0 {
-            folded = (folded & 0xffff) + (folded >> 16);
-        }
-        bytes[at + 10..at + 12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
-    } else {
-        bytes[at] = bytes[at] & 0xf0 | class >> 4;
-        bytes[at + 1] = bytes[at + 1] & 0x0f | class << 4;
-    }
-    bytes
-}
-
 /// C0 sends a datagram to the client.
 fn ask_out<F: Addresses>(host: &Host<F>, class: u8) -> Result<F> {
-    let frame = Frame::udp((F::of(C0), 5353), (F::CLIENT, 53), b"?").macs(bridge_mac(WEB), mac(C0));
-    let bytes = with_class::<F>(frame.bytes::<F>(), class);
-    host.run(Host::<F>::meta(hook::FROM_ENDPOINT, C0), bytes, 0)
+    let frame = Frame::udp((F::of(C0), 5353), (F::CLIENT, 53), b"?");
+    host.sends(C0, frame.tos(class))
 }
 
 fn a_new_flow_is_asked_about_with_its_own_ports<F: Addresses>() {
@@ -164,8 +142,7 @@ fn a_reply_of_a_published_port_bears_its_own_service_class<F: Addresses>() {
     let asked = listening(&mut host);
     assert_eq!(host.client(SYN, 8081).outcome, Outcome::Peer(C0));
     let frame = Frame::tcp((F::of(C0), 80), (F::CLIENT, 40000), SYN | ACK, b"");
-    let bytes = with_class::<F>(frame.macs(bridge_mac(WEB), mac(C0)).bytes::<F>(), EF_ECN);
-    let answer = host.run(Host::<F>::meta(hook::FROM_ENDPOINT, C0), bytes, 0);
+    let answer = host.sends(C0, frame.tos(EF_ECN));
     assert_eq!(answer.outcome, out::<F>(UP0));
     let leaving = query::<F>((F::HOST, 8081), (F::CLIENT, 40000), proto::TCP, EF);
     assert_eq!(asked.take(), [leaving]);
