@@ -165,9 +165,6 @@ pub mod config_flag {
     pub const KERNEL_FLOWS: u32 = 8;
     /// There are IPsec policies for outgoing packets: see [`super::IpsecPolicy`].
     pub const IPSEC: u32 = 16;
-    /// The main table has several IPv6 default routes: any that leads to a gateway counts as one,
-    /// for [`super::Config::past_default_v6`].
-    pub const DEFAULTS_V6: u32 = 32;
     /// What says how things stand, not what is wanted: these bits come and go while netd is in
     /// force, and no reading of the file or the host changes them.
     pub const PASSING: u32 = DRAIN | KERNEL_FLOWS;
@@ -192,19 +189,14 @@ pub struct Config {
     pub seed: u32,
     /// CLOCK_BOOTTIME seconds at which the daemon last synchronised; 0: never.
     pub synced_at: u32,
-    /// An IPv6 rule passes over the main table's default route (`suppress_prefixlength 0`), which
-    /// the kernel's lookup for programs does not know: table that is to be asked then,
-    /// [`NO_TABLE`] if none; 0: there is no such rule.
-    pub past_default_v6: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
     /// Cookie of netd's own network namespace (SO_NETNS_COOKIE): sockets of others are not its
     /// business.
     pub netns_cookie: u64,
     /// Number of seats of each flow table, that is of flows it has room for; see [`flow_table`].
     pub seats: [u32; flow_table::COUNT],
 }
-
-/// [`Config::past_default_v6`]: no table, and so no route.
-pub const NO_TABLE: u32 = u32::MAX;
 
 /// The flow tables by number: index of whatever is kept per table.
 pub mod flow_table {

@@ -12,7 +12,6 @@ mod host_access;
 mod log;
 mod maps;
 mod replace;
-mod route;
 mod skb;
 mod subprograms;
 mod tables;

@@ -11,7 +11,7 @@ use netd_common::{
     tables::Scratch,
 };
 
-use crate::route::FibLookup;
+use crate::tables::FibLookup;
 
 type A4 = V4Addr;
 type A6 = V6Addr;

@@ -13,7 +13,6 @@ use netd_common::{
 };
 
 use crate::{
-    route,
     skb::Skb,
     tables::{self, Maps},
 };
@@ -211,7 +210,7 @@ macro_rules! subprograms {
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $route(ctx: *mut __sk_buff) -> u32 {
-            route::route::<$family>(ctx)
+            tables::route::<$family>(ctx)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]

@@ -6,8 +6,8 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
     btf_maps::{HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_fib_lookup, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use netd_common::{
@@ -21,7 +21,7 @@ use netd_common::{
 use crate::{
     account,
     atomic::{compare_and_swap, fetch_add},
-    maps, subprograms,
+    features, maps, subprograms,
 };
 
 /// The maps, and the context that the lookup helpers ask for.
@@ -172,13 +172,28 @@ macro_rules! family_maps {
 
 /// An address as words in wire order; IPv4 fills the first.
 #[inline(always)]
-pub fn words<T: Address>(addr: &T) -> [u32; 4] {
+fn words<T: Address>(addr: &T) -> [u32; 4] {
     let b = addr.padded();
     [
         u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
         u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
         u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
         u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+    ]
+}
+
+/// The inverse of [`words`], padded.
+#[inline(always)]
+fn bytes(w: &[u32; 4]) -> [u8; 16] {
+    let (a, b, c, d) = (
+        w[0].to_ne_bytes(),
+        w[1].to_ne_bytes(),
+        w[2].to_ne_bytes(),
+        w[3].to_ne_bytes(),
+    );
+    [
+        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
+        d[3],
     ]
 }
 
@@ -222,6 +237,59 @@ family_maps!(
     route_v6,
     host_listens_v6
 );
+
+/// `struct bpf_fib_lookup` (include/uapi/linux/bpf.h), 64 bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FibLookup {
+    family: u8,
+    l4_protocol: u8,
+    sport: u16,
+    dport: u16,
+    /// In: total length; out: the route's MTU.
+    mtu: u16,
+    ifindex: u32,
+    tos: u32,
+    src: [u32; 4],
+    dst: [u32; 4],
+    vlan: u32,
+    macs: [u32; 3],
+}
+const _: () = assert!(size_of::<FibLookup>() == 64);
+
+impl FibLookup {
+    /// An assignment would be a call of memmove, with a frame of its own.
+    #[inline(always)]
+    fn copy_from(&mut self, other: &Self) {
+        // SAFETY: a borrow that may write and one that reads do not overlap.
+        unsafe { core::ptr::copy_nonoverlapping(other, self, 1) }
+    }
+}
+
+/// [`SuppressedHop`] in words.
+#[repr(C)]
+pub struct HopWords {
+    ifindex: u32,
+    a: u32,
+    b: u32,
+    c: u32,
+    d: u32,
+}
+const _: () = assert!(size_of::<HopWords>() == size_of::<SuppressedHop>());
+
+mod fib {
+    pub const DIRECT: u32 = 1 << 0;
+    pub const SKIP_NEIGH: u32 = 1 << 2;
+    pub const TBID: u32 = 1 << 3;
+    pub const SRC: u32 = 1 << 4;
+    pub const SUCCESS: i64 = 0;
+    pub const BLACKHOLE: i64 = 1;
+    pub const UNREACHABLE: i64 = 2;
+    pub const PROHIBIT: i64 = 3;
+    pub const NOT_FORWARDED: i64 = 4;
+    pub const NO_NEIGH: i64 = 7;
+    pub const NO_SRC_ADDR: i64 = 9;
+}
 
 fn insert_error(errno: i32) -> InsertError {
     const EEXIST: i32 = 17;
@@ -500,6 +568,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn neighbour(&self, oif: u32) -> Option<[u8; 12]> {
+        neighbour::<F>(self.0, oif)
+    }
+
+    #[inline(always)]
     fn answer_buffer(&self) -> Option<&mut Buffer> {
         // SAFETY: this CPU's element, which no other program uses while this one runs.
         maps::ANSWER.get_ptr_mut(0).map(|p| unsafe { &mut *p })
@@ -529,6 +602,155 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         scratch.socket = *tuple;
         F::host_listens(self.0) != 0
     }
+}
+
+/// [`Tables::neighbour`].
+#[inline(always)]
+fn neighbour<F: FamilyMaps>(ctx: *mut __sk_buff, oif: u32) -> Option<[u8; 12]> {
+    let maps = Maps(ctx);
+    let scratch = <Maps as Tables<F>>::scratch(&maps)?;
+    let params = maps::FIB_LOOKUP.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element.
+    let params = unsafe { &mut *params };
+    let query = &scratch.query;
+    params.family = F::AF;
+    params.l4_protocol = query.proto;
+    params.sport = 0;
+    params.dport = 0;
+    params.mtu = 0;
+    params.ifindex = query.iif;
+    params.tos = 0;
+    params.src = words(&query.src);
+    params.dst = words(&query.dst);
+    params.vlan = 0;
+    params.macs = [0; 3];
+    let params_pointer = core::ptr::from_mut(params).cast();
+    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
+    let result = unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, 0) };
+    if result != fib::SUCCESS || params.ifindex != oif {
+        return None;
+    }
+    // The kernel's order is source, destination.
+    let (a, b, c) = (
+        params.macs[0].to_ne_bytes(),
+        params.macs[1].to_ne_bytes(),
+        params.macs[2].to_ne_bytes(),
+    );
+    Some([
+        b[2], b[3], c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b[0], b[1],
+    ])
+}
+
+/// Asks for `scratch.query`; the answer is `scratch.route`. 0, or the number of a [`DropReason`].
+#[inline(always)]
+pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
+    let maps = Maps(ctx);
+    let Some(Scratch { query, route, .. }) = <Maps as Tables<F>>::scratch(&maps) else {
+        return DropReason::HelperFailed as u32;
+    };
+    let Some(params) = maps::FIB_LOOKUP.get_ptr_mut(0) else {
+        return DropReason::HelperFailed as u32;
+    };
+    // SAFETY: this CPU's element.
+    let params = unsafe { &mut *params };
+    params.family = F::AF;
+    params.l4_protocol = query.proto;
+    params.sport = 0;
+    params.dport = 0;
+    // Any length that fits: it makes the kernel tell the route's MTU.
+    params.mtu = 1;
+    params.ifindex = query.iif;
+    params.tos = 0;
+    params.src = words(&query.src);
+    params.dst = words(&query.dst);
+    // The rest is the answer's.
+    let mut flags = 0;
+    if features::has(features::FIB_SKIP_NEIGH) {
+        flags |= fib::SKIP_NEIGH;
+    }
+    if features::has(features::FIB_SRC) {
+        flags |= fib::SRC;
+    }
+    let result = if F::VERSION == 6 {
+        look_up_unsuppressed(ctx, params, flags)
+    } else {
+        look_up(ctx, params, flags)
+    };
+    match result {
+        // The neighbour is resolved by bpf_redirect_neigh; a source address is looked for elsewhere.
+        fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR => {}
+        fib::BLACKHOLE => return DropReason::Blackhole as u32,
+        fib::UNREACHABLE | fib::NOT_FORWARDED => return DropReason::NoRoute as u32,
+        fib::PROHIBIT => return DropReason::Prohibited as u32,
+        _ => return DropReason::HelperFailed as u32,
+    }
+    route.oif = params.ifindex;
+    route.mtu = u32::from(params.mtu);
+    route.via = bytes(&params.dst);
+    route.via_v6 = params.family == V6::AF;
+    // Not a default that is overwritten: its zeroes would be a call of memset, with a frame of its own.
+    let known = features::has(features::FIB_SRC) && result == fib::SUCCESS;
+    let known = 0u32.wrapping_sub(u32::from(known));
+    let [a, b, c, d] = params.src;
+    route.src = F::Addr::from_padded(&bytes(&[a & known, b & known, c & known, d & known]));
+    0
+}
+
+/// Asks the kernel. Returns `BPF_FIB_LKUP_RET_*`, or an errno below zero.
+#[inline(always)]
+fn look_up(ctx: *mut __sk_buff, params: &mut FibLookup, flags: u32) -> i64 {
+    let params_pointer = core::ptr::from_mut(params).cast();
+    // SAFETY: `params` is `struct bpf_fib_lookup`, and its size is passed.
+    unsafe { bpf_fib_lookup(ctx.cast::<c_void>(), params_pointer, 64, flags) }
+}
+
+/// The same for IPv6, and does what the kernel omits there: a route that a policy rule suppresses
+/// does not count. See netd's `desired/suppressed.rs`.
+#[inline(always)]
+fn look_up_unsuppressed(ctx: *mut __sk_buff, params: &mut FibLookup, flags: u32) -> i64 {
+    let (Some(question), Some(hop)) = (
+        maps::FIB_LOOKUP.get_ptr_mut(1),
+        maps::FOUND_HOP.get_ptr_mut(0),
+    ) else {
+        return -1;
+    };
+    // SAFETY: this CPU's elements, and not those of `params`.
+    let (question, hop) = unsafe { (&mut *question, &mut *hop) };
+    question.copy_from(params);
+    let result = look_up(ctx, params, flags);
+    if !matches!(result, fib::SUCCESS | fib::NO_NEIGH | fib::NO_SRC_ADDR) {
+        return result;
+    }
+    // A route without a gateway leaves the destination in its place.
+    let differs = (params.dst[0] ^ question.dst[0])
+        | (params.dst[1] ^ question.dst[1])
+        | (params.dst[2] ^ question.dst[2])
+        | (params.dst[3] ^ question.dst[3]);
+    let gateway = if differs == 0 { 0 } else { u32::MAX };
+    hop.ifindex = params.ifindex;
+    // Not as an array: a store of zeroes would be a call of memset, with a frame of its own.
+    hop.a = params.dst[0] & gateway;
+    hop.b = params.dst[1] & gateway;
+    hop.c = params.dst[2] & gateway;
+    hop.d = params.dst[3] & gateway;
+    let key = core::ptr::from_ref(hop).cast::<SuppressedHop>();
+    // SAFETY: the same size, and every bit pattern is an address. The value is copied at once.
+    let Some(instead) = unsafe { maps::SUPPRESSED_V6.get(&*key) }.copied() else {
+        return result;
+    };
+    // A kernel that cannot be asked about one table (6.1): nothing leaves by what is suppressed.
+    if instead.table == 0 || !features::has(features::FIB_TABLE) {
+        return fib::NOT_FORWARDED;
+    }
+    params.copy_from(question);
+    // In the same place.
+    params.vlan = instead.table;
+    let result = look_up(ctx, params, flags | fib::DIRECT | fib::TBID);
+    if result == fib::NOT_FORWARDED && instead.flags & suppressed_flag::STANDS != 0 {
+        params.copy_from(question);
+        return look_up(ctx, params, flags);
+    }
+    result
 }
 
 /// 1 if a socket of the host would take a packet with the tuple `scratch.socket`.

@@ -197,12 +197,11 @@ fn add(steps: &mut Vec<Step>, want: &Tables, have: &Tables, table: Table) {
     }));
 }
 
-fn settings_of(config: &abi::Config) -> (u32, u16, u16, u32, u64) {
+fn settings_of(config: &abi::Config) -> (u32, u16, u16, u64) {
     (
         config.flags & !config_flag::PASSING,
         config.nat_first,
         config.nat_last,
-        config.past_default_v6,
         config.netns_cookie,
     )
 }

@@ -584,7 +584,6 @@ impl Dataplane for Pinned {
             now.flags = config.flags & !config_flag::PASSING | now.flags & config_flag::PASSING;
             now.nat_first = config.nat_first;
             now.nat_last = config.nat_last;
-            now.past_default_v6 = config.past_default_v6;
             now.netns_cookie = config.netns_cookie;
         })
     }

@@ -3,7 +3,6 @@
 mod ids;
 mod ipsec;
 mod nat_ports;
-mod past_default;
 mod ports;
 
 use std::collections::{BTreeMap, HashMap};
@@ -118,7 +117,6 @@ pub fn desired(config: &Config, facts: &HostFacts, ids: &Ids) -> Desired {
     uplink_rows(config, facts, &networks, &mut out);
     local_rows(facts, &mut out);
     ipsec::rows(facts, &mut out);
-    past_default::configure(facts, &mut out);
     publish_rows(config, facts, &networks, &containers, &mut out);
     out
 }

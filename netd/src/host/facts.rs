@@ -24,8 +24,6 @@ pub struct HostFacts {
     pub local: Vec<LocalPrefix>,
     /// Default routes of every table, by table, family and metric.
     pub default_routes: Vec<DefaultRoute>,
-    /// Policy rules of IPv6, in the kernel's order.
-    pub rules_v6: Vec<PolicyRule>,
     /// Containers found behind the bridges that were asked for, by host interface.
     pub containers: Vec<Container>,
     /// IPsec policies for outgoing packets; empty too where the kernel has no XFRM.
@@ -125,38 +123,6 @@ pub struct DefaultRoute {
     pub gateway: Option<IpAddr>,
     /// Source address that the route asks for.
     pub preferred_source: Option<IpAddr>,
-}
-
-/// A policy rule (`ip rule`), as a packet sees it that a container sends: without a mark, and of no
-/// socket of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct PolicyRule {
-    /// Its priority: the lowest is asked first.
-    pub priority: u32,
-    /// What it says.
-    pub action: RuleAction,
-    /// It holds for some packets only: by address, interface, protocol, port or service class.
-    pub narrow: bool,
-    /// It holds for sockets of the host only (`oif`, `uidrange`).
-    pub sockets_only: bool,
-    /// Its mark, if it asks for one, is none; true as well for `not fwmark`.
-    pub matches_unmarked: bool,
-    /// `suppress_prefixlength`: routes of this length or shorter are passed over.
-    pub suppresses: Option<u32>,
-    /// `suppress_ifgroup`: so are routes out of some interfaces.
-    pub suppresses_group: bool,
-}
-
-/// What a [`PolicyRule`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RuleAction {
-    /// Ask this table.
-    Table(u32),
-    /// No way: blackhole, unreachable, prohibit.
-    Refuse,
-    /// Go elsewhere in the list, or nothing.
-    Other,
 }
 
 /// A container, as the bridge port and the namespace behind it show it.

@@ -20,7 +20,6 @@ pub(crate) mod netlink;
 mod probe;
 mod route_watch;
 mod routes;
-mod rules;
 mod sock_destroy;
 mod sysctl;
 mod watch;
@@ -75,7 +74,6 @@ impl HostReader {
         Ok(HostFacts {
             local: routes::read_local(route, &vrfs)?,
             default_routes: routes::read_defaults(route)?,
-            rules_v6: rules::read_rules_v6(route)?,
             containers: containers::discover(route, &links, &addresses, managed)?,
             ipsec_out: ipsec::read_policies()?,
             links,
