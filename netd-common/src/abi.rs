@@ -85,6 +85,8 @@ pub mod map {
     pub const IPSEC_V4: &str = "IPSEC_V4";
     /// The same for IPv6.
     pub const IPSEC_V6: &str = "IPSEC_V6";
+    /// [`super::SuppressedHop`] → [`super::Suppressed`]: next hops of IPv6 that policy rules suppress.
+    pub const SUPPRESSED_V6: &str = "SUPPRESSED_V6";
     /// [`super::DropKey`] → [`super::DropCount`], per CPU.
     pub const DROPS: &str = "DROPS";
     /// Ring buffer of [`super::DropEvent`], sampled.
@@ -830,6 +832,32 @@ pub struct IpsecPolicy<A> {
     pub reserved: [u8; 2],
 }
 
+/// Key of `SUPPRESSED_V6`: how `bpf_fib_lookup` shows a route that a policy rule suppresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SuppressedHop {
+    /// The interface that the route leaves by.
+    pub ifindex: u32,
+    /// Its gateway; zero if there is none.
+    pub via: V6Addr,
+}
+
+/// What holds in the place of a suppressed route. All zero: nothing does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suppressed {
+    /// The routing table to ask; 0: none.
+    pub table: u32,
+    /// [`suppressed_flag`] bits.
+    pub flags: u32,
+}
+
+/// [`Suppressed::flags`].
+pub mod suppressed_flag {
+    /// The suppressed route stands after all if that table has none.
+    pub const STANDS: u32 = 1;
+}
+
 /// A socket of the host and the container that it was led to. One unconnected UDP socket can have
 /// many.
 #[repr(C)]
@@ -1051,6 +1079,8 @@ wire! {
     Fragments<V6Addr> = 88,
     IpsecPolicy<V4Addr> = 36,
     IpsecPolicy<V6Addr> = 84,
+    SuppressedHop = 20,
+    Suppressed = 8,
     DropKey = 12,
     DropSlot = 8,
     AnyTuple = 40,

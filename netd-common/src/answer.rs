@@ -39,14 +39,15 @@ const QUOTE: usize = IP + 10 + 2;
 /// begins at a multiple of four, as nothing in a frame would.
 #[repr(C, align(8))]
 pub struct Buffer {
-    /// Ethernet header from byte 2 on, IP header from byte 16 on, ICMP header, quoted packet.
-    pub words: [u32; QUOTE + QUOTE_ROOM / 4],
+    /// Ethernet header from byte 2 on, IP header from byte 16 on, ICMP header, quoted packet. Twice the
+    /// room: the verifier adds the largest offset of a piece to its largest length.
+    pub words: [u32; QUOTE + 2 * QUOTE_ROOM / 4],
 }
 
 impl Default for Buffer {
     fn default() -> Self {
         Self {
-            words: [0; QUOTE + QUOTE_ROOM / 4],
+            words: [0; QUOTE + 2 * QUOTE_ROOM / 4],
         }
     }
 }

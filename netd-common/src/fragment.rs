@@ -10,7 +10,7 @@ use crate::{
     abi::{FRAGMENT_RUNS, FragmentKey, Fragments},
     packet::Packet,
     parse::{Parsed, extension},
-    wire::{Family, Ipv4Header, Ipv6Header},
+    wire::{Family, Ipv4Header, Ipv6Header, reread},
 };
 
 /// Seconds within which a first fragment that comes again belongs to the packet that is known. Later
@@ -186,6 +186,13 @@ const fn run(start: u32, end: u32) -> u32 {
     start | end << 16
 }
 
+/// First unit, and the one after the last.
+#[inline(always)]
+fn bounds(run: &u32) -> (u32, u32) {
+    let run = reread(run);
+    (run & 0xffff, run >> 16)
+}
+
 /// Notes that the units from `start` to before `end` have come, `last` being the end of the packet.
 /// What is refused is not noted. Returns a [`covered`].
 #[inline(always)]
@@ -196,7 +203,7 @@ pub fn cover<A>(row: &mut Fragments<A>, start: u32, end: u32, last: bool) -> u32
     }
     let mut i = 0;
     while i < FRAGMENT_RUNS {
-        let (first, after) = (row.runs[i] & 0xffff, row.runs[i] >> 16);
+        let (first, after) = bounds(&row.runs[i]);
         if after != 0 {
             if start >= first && end <= after {
                 return covered::DUPLICATE;
@@ -211,7 +218,7 @@ pub fn cover<A>(row: &mut Fragments<A>, start: u32, end: u32, last: bool) -> u32
     let (mut from, mut to) = (start, end);
     let mut i = 0;
     while i < FRAGMENT_RUNS {
-        let (first, after) = (row.runs[i] & 0xffff, row.runs[i] >> 16);
+        let (first, after) = bounds(&row.runs[i]);
         if after != 0 && after == start {
             from = first;
             row.runs[i] = 0;
@@ -223,7 +230,7 @@ pub fn cover<A>(row: &mut Fragments<A>, start: u32, end: u32, last: bool) -> u32
     }
     // Whoever was taken away has left its place.
     let mut i = 0;
-    while i < FRAGMENT_RUNS && row.runs[i] != 0 {
+    while i < FRAGMENT_RUNS && reread(&row.runs[i]) != 0 {
         i += 1;
     }
     let Some(free) = row.runs.get_mut(i) else {

@@ -80,6 +80,8 @@ pub struct Model {
     pub answers: RefCell<[Answers; answer_kind::COUNT]>,
     /// When this CPU has answered too much; nanoseconds of [`Model::set_now`]'s clock.
     pub pace: Cell<Pace>,
+    /// Ethernet addresses, to and from, of every next hop; `None`: not resolved.
+    pub neighbour: Option<[u8; 12]>,
     answer: UnsafeCell<Buffer>,
     pub(crate) hands: [Cell<u32>; flow_table::COUNT],
     now: Cell<u32>,
@@ -193,6 +195,7 @@ impl Default for Model {
             pressure: RefCell::default(),
             answers: RefCell::default(),
             pace: Cell::default(),
+            neighbour: None,
             answer: UnsafeCell::default(),
             hands: Default::default(),
             now: Cell::new(1000),
@@ -287,12 +290,18 @@ pub struct GsoPacket<'a> {
     pub bytes: &'a mut Vec<u8>,
     /// Payload bytes per segment; 0: an ordinary packet.
     pub gso_size: u32,
+    /// What was sent of it besides: interface and bytes.
+    pub copies: Vec<(u32, Vec<u8>)>,
 }
 
 impl<'a> GsoPacket<'a> {
     /// An ordinary packet.
     pub fn new(bytes: &'a mut Vec<u8>) -> Self {
-        Self { bytes, gso_size: 0 }
+        Self {
+            bytes,
+            gso_size: 0,
+            copies: Vec::new(),
+        }
     }
 
     fn whole(&mut self) -> SlicePacket<'_> {
@@ -335,6 +344,24 @@ impl Packet for GsoPacket<'_> {
         let bytes = buffer.words.iter().flat_map(|word| word.to_ne_bytes());
         *self.bytes = bytes.skip(start as usize).take(length as usize).collect();
         self.gso_size = 0;
+        true
+    }
+    fn truncate(&mut self, length: u32) -> bool {
+        self.bytes.truncate(length as usize);
+        true
+    }
+    fn forget_offload(&mut self, _: u32) -> bool {
+        true
+    }
+    fn set_payload(&mut self, at: u32, buffer: &Buffer, start: u32, length: u32) -> bool {
+        self.bytes.truncate(at as usize);
+        let bytes = buffer.words.iter().flat_map(|word| word.to_ne_bytes());
+        let piece = bytes.skip(start as usize).take(length as usize);
+        self.bytes.extend(piece);
+        true
+    }
+    fn send_copy(&mut self, ifindex: u32) -> bool {
+        self.copies.push((ifindex, self.bytes.clone()));
         true
     }
 }
@@ -487,6 +514,9 @@ impl<F: ModelFamily> Tables<F> for Model {
     fn socket_peer(&self, key: &SocketKey) -> u32 {
         self.sockets.get(key).map_or(0, |peer| peer.ifindex)
     }
+    fn neighbour(&self, _: u32) -> Option<[u8; 12]> {
+        self.neighbour
+    }
     fn answer_buffer(&self) -> Option<&mut Buffer> {
         // SAFETY: as for the scratch.
         Some(unsafe { &mut *self.answer.get() })
@@ -597,6 +627,9 @@ impl<F: ModelFamily> Steps<F> for Model {
     }
     fn answer<P: Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64 {
         steps::answer::<F, P, _>(packet, self, ifindex, verdict)
+    }
+    fn fragment<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
+        steps::fragment::<F, P, _>(packet, self, ifindex)
     }
     fn clamp_mss<P: Packet>(&self, packet: &mut P) -> u32 {
         steps::clamp_mss::<F, P, _>(packet, self)

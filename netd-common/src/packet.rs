@@ -73,6 +73,32 @@ pub trait Packet {
     /// [`DropReason::HelperFailed`] where there is no memory for it.
     fn push_ethernet(&mut self, header: Eth) -> Result<(), DropReason>;
 
+    /// Ends after `length` bytes. `false`: something that a device is still to do to the packet lies
+    /// beyond, and nothing was changed.
+    fn truncate(&mut self, length: u32) -> bool {
+        let _ = length;
+        false
+    }
+
+    /// Has the device do nothing more to a packet of `length` bytes: no segments, no checksum. What
+    /// follows the IP header is lost.
+    fn forget_offload(&mut self, length: u32) -> bool {
+        let _ = length;
+        false
+    }
+
+    /// Ends with `length` bytes of the buffer, from byte `start` on, which follow after `at` bytes.
+    fn set_payload(&mut self, at: u32, buffer: &Buffer, start: u32, length: u32) -> bool {
+        let _ = (at, buffer, start, length);
+        false
+    }
+
+    /// Sends a copy out of this interface, as it is.
+    fn send_copy(&mut self, ifindex: u32) -> bool {
+        let _ = ifindex;
+        false
+    }
+
     /// Tells of a change that no checksum in the packet makes up for. A device may have summed
     /// the whole packet (CHECKSUM_COMPLETE), and that sum must follow. Carriers without such a sum
     /// have nothing to do.

@@ -341,6 +341,9 @@ pub trait Tables<F: Family> {
     fn socket_cookie(&self) -> u64;
     /// `SOCKETS`: host veth of the container that this socket was led to, or 0.
     fn socket_peer(&self, key: &SocketKey) -> u32;
+    /// Ethernet addresses, to and from, of the next hop to which [`Scratch::query`] leads out of this
+    /// interface; `None`: not resolved, or it leads elsewhere.
+    fn neighbour(&self, oif: u32) -> Option<[u8; 12]>;
     /// Where an answer is built.
     #[expect(clippy::mut_from_ref, reason = "per-CPU memory, as the scratch")]
     fn answer_buffer(&self) -> Option<&mut Buffer>;
@@ -420,6 +423,8 @@ pub trait Steps<F: Family>: Tables<F> {
     fn remember(&self, verdict: u64);
     /// [`crate::pipeline::steps::answer`].
     fn answer<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, verdict: u64) -> u64;
+    /// [`crate::pipeline::steps::fragment`].
+    fn fragment<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::clamp_mss`].
     fn clamp_mss<P: crate::packet::Packet>(&self, packet: &mut P) -> u32;
     /// [`crate::flow::end`].

@@ -15,6 +15,15 @@ unsafe impl Wire for u32 {}
 // SAFETY: any eight bytes are a valid u64.
 unsafe impl Wire for u64 {}
 
+/// Reads from memory, though it was read before. What LLVM keeps in a register the verifier follows
+/// along each way that comparisons open, and a few such values are too many ways.
+#[must_use]
+#[inline(always)]
+pub fn reread(value: &u32) -> u32 {
+    // SAFETY: a reference can be read through.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
 /// An IPv4 address in wire order. Aligned, so that BPF moves it as a word.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

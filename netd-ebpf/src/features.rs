@@ -7,6 +7,8 @@ pub const FIB_SRC: u32 = 1;
 pub const FIB_SKIP_NEIGH: u32 = 2;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16, commit ead7f9b8de65).
 pub const CSUM_IPV6: u32 = 4;
+/// `BPF_FIB_LOOKUP_TBID` (Linux 6.5, commit 8ad77e72caae).
+pub const FIB_TABLE: u32 = 8;
 
 #[unsafe(no_mangle)]
 static FEATURES: u32 = 0;

@@ -81,6 +81,7 @@ program! {
     bridge_guard_out, hook::BRIDGE_OUT
 }
 
+/// Reads the context.
 #[inline(always)]
 fn meta(ctx: *mut __sk_buff, hook: u8) -> Meta {
     // SAFETY: the context outlives the program.

@@ -11,7 +11,7 @@ use netd_common::{
     tables::Scratch,
 };
 
-use crate::tables::FibLookup;
+use crate::tables::{FibLookup, HopWords};
 
 type A4 = V4Addr;
 type A6 = V6Addr;
@@ -85,6 +85,8 @@ pub static IPSEC_V4: Array<IpsecPolicy<A4>, { IPSEC_POLICIES as usize }> = Array
 #[btf_map]
 pub static IPSEC_V6: Array<IpsecPolicy<A6>, { IPSEC_POLICIES as usize }> = Array::new();
 #[btf_map]
+pub static SUPPRESSED_V6: HashMap<SuppressedHop, Suppressed, 1024> = HashMap::new();
+#[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, DropCount, 1024> = LruPerCpuHashMap::new();
 #[btf_map]
 pub static DROP_EVENTS: RingBuf<DropEvent, 65536> = RingBuf::new();
@@ -110,9 +112,12 @@ pub static ANSWER: PerCpuArray<Buffer, 1> = PerCpuArray::new();
 /// How many answers this CPU has sent of late.
 #[btf_map]
 pub static ANSWER_PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
-/// Argument of bpf_fib_lookup.
+/// Argument of bpf_fib_lookup, and a copy of it as it was asked.
 #[btf_map]
-pub static FIB_LOOKUP: PerCpuArray<FibLookup, 1> = PerCpuArray::new();
+pub static FIB_LOOKUP: PerCpuArray<FibLookup, 2> = PerCpuArray::new();
+/// Key of `SUPPRESSED_V6`, made from what bpf_fib_lookup found.
+#[btf_map]
+pub static FOUND_HOP: PerCpuArray<HopWords, 1> = PerCpuArray::new();
 /// What a new drop counter starts from: too large for the stack. Never written.
 #[btf_map]
 pub static DROP_ZERO: Array<DropCount, 1> = Array::new();

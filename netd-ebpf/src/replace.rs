@@ -28,6 +28,21 @@ const STAYS_V6: u32 = 40;
 pub fn replace(ctx: *mut __sk_buff, buffer: &Buffer, start: u32, length: u32) -> bool {
     let length = bounded(length);
     // SAFETY: the context outlives the program.
+    if unsafe { bpf_skb_change_tail(ctx, length, 0) } != 0 || !turn_over(ctx, length) {
+        return false;
+    }
+    let from = (&raw const buffer.words)
+        .cast::<u8>()
+        .wrapping_add(start as usize);
+    // SAFETY: the context outlives the program, and the buffer is as long as `bounded` lets through.
+    unsafe { bpf_skb_store_bytes(ctx, 0, from.cast(), length, 0) == 0 }
+}
+
+/// Takes everything between the headers that must stay and the end of a packet of `length` bytes
+/// away, and puts zeros there: see [`replace`].
+#[inline(always)]
+pub fn turn_over(ctx: *mut __sk_buff, length: u32) -> bool {
+    // SAFETY: the context outlives the program.
     let ipv6 = unsafe { (*ctx).protocol } == u32::from(0x86ddu16.to_be());
     let stays = 14 + if ipv6 { STAYS_V6 } else { STAYS_V4 };
     if length < stays {
@@ -35,16 +50,10 @@ pub fn replace(ctx: *mut __sk_buff, buffer: &Buffer, start: u32, length: u32) ->
     }
     let turned = (length + ROOM - stays) as i32;
     // SAFETY: the context outlives the program.
-    let resized = unsafe {
-        bpf_skb_change_tail(ctx, length, 0) == 0
-            && bpf_skb_change_tail(ctx, length + ROOM, 0) == 0
+    unsafe {
+        bpf_skb_change_tail(ctx, length + ROOM, 0) == 0
             && bpf_skb_adjust_room(ctx, -turned, BPF_ADJ_ROOM_NET, 0) == 0
             && bpf_skb_adjust_room(ctx, turned, BPF_ADJ_ROOM_NET, 0) == 0
             && bpf_skb_change_tail(ctx, length, 0) == 0
-    };
-    let from = (&raw const buffer.words)
-        .cast::<u8>()
-        .wrapping_add(start as usize);
-    // SAFETY: the context outlives the program, and the buffer is as long as `bounded` lets through.
-    resized && unsafe { bpf_skb_store_bytes(ctx, 0, from.cast(), length, 0) == 0 }
+    }
 }

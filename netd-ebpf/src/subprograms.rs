@@ -29,7 +29,7 @@ macro_rules! subprograms {
      $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
-     $answer:ident, $clamp_mss:ident,
+     $answer:ident, $fragment:ident, $clamp_mss:ident,
      $route:ident, $host_listens:ident, $track:ident, $remember:ident, $sum_sctp:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -204,6 +204,11 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
+        extern "C" fn $fragment(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+            steps::fragment::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
         extern "C" fn $clamp_mss(ctx: *mut __sk_buff) -> u32 {
             steps::clamp_mss::<$family, _, _>(&mut Skb(ctx), &Maps(ctx))
         }
@@ -318,6 +323,10 @@ macro_rules! subprograms {
                 $answer(self.0, ifindex, verdict)
             }
             #[inline(always)]
+            fn fragment<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
+                $fragment(self.0, ifindex)
+            }
+            #[inline(always)]
             fn clamp_mss<P: Packet>(&self, _: &mut P) -> u32 {
                 $clamp_mss(self.0)
             }
@@ -382,6 +391,7 @@ subprograms!(
     probe_seat_v4,
     vacate_seat_v4,
     answer_v4,
+    fragment_v4,
     clamp_mss_v4,
     route_v4,
     host_listens_v4,
@@ -418,6 +428,7 @@ subprograms!(
     probe_seat_v6,
     vacate_seat_v6,
     answer_v6,
+    fragment_v6,
     clamp_mss_v6,
     route_v6,
     host_listens_v6,

@@ -175,6 +175,7 @@ const BASE: &[Table] = &[
     Table::LocalV6,
     Table::IpsecV4,
     Table::IpsecV6,
+    Table::SuppressedV6,
     Table::Uplinks,
 ];
 const ENDPOINTS: &[Table] = &[Table::Endpoints, Table::AddrsV4, Table::AddrsV6];

@@ -567,6 +567,7 @@ fn this_kernels_features_agree_with_its_version() {
     assert!(features.fib_skip_neigh || !at_least(6, 3));
     assert!(features.fib_source || !at_least(6, 7));
     assert!(features.csum_ipv6 || !at_least(6, 16));
+    assert_eq!(features.fib_table, at_least(6, 5));
     assert!(ram_bytes().unwrap() > 64 << 20);
     assert_eq!(boot_id().unwrap().len(), 36);
 }

@@ -76,6 +76,7 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
             Ok(verdict) => verdict,
             Err(reason) => {
                 let verdict = Verdict::drop(reason).of(F::VERSION, 0);
+                let verdict = refusal::in_pieces::<F, P, T>(packet, tables, meta.ifindex, verdict);
                 refusal::tell::<F, P, T>(packet, tables, meta.ifindex, verdict)
             }
         };

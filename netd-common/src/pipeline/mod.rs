@@ -3,6 +3,7 @@
 
 mod bridge_guard;
 mod continuing;
+mod fragmenting;
 mod fragments;
 mod from_endpoint;
 mod from_uplink;

@@ -20,6 +20,25 @@ const TOLD: u64 = 1 << DropReason::NoRoute as u32
     | 1 << DropReason::TooBig as u32
     | 1 << DropReason::CannotFragment as u32;
 
+/// A packet that is only too large for its way is sent in pieces; `verdict` says whether it is.
+#[inline(always)]
+pub(super) fn in_pieces<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+    verdict: Verdict,
+) -> Verdict {
+    if F::VERSION != 4
+        || verdict.action() != DROP
+        || verdict.argument() != DropReason::CannotFragment as u32
+    {
+        return verdict;
+    }
+    Verdict(tables.fragment(packet, ifindex))
+        .of(F::VERSION, verdict.network())
+        .slow()
+}
+
 /// Puts an answer in the place of a packet that is dropped, where one is due.
 #[inline(always)]
 pub(super) fn tell<F: Family, P: Packet, T: Steps<F>>(

@@ -20,7 +20,7 @@ use crate::{
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    fragments, icmp_error as about, mss, refusal, symmetric, way, yields,
+    fragmenting, fragments, icmp_error as about, mss, refusal, symmetric, way, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -80,7 +80,8 @@ pub(super) fn finish<F: Family, P: Packet, T: Steps<F>>(
     ifindex: u32,
     judgement: u64,
 ) -> Verdict {
-    let mut verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
+    let verdict = carry_out::<F, P, T>(packet, tables, ifindex, judgement);
+    let mut verdict = refusal::in_pieces::<F, P, T>(packet, tables, ifindex, verdict);
     let Some(scratch) = tables.scratch() else {
         return verdict;
     };
@@ -660,6 +661,16 @@ pub fn answer<F: Family, P: Packet, T: Steps<F>>(
     verdict: u64,
 ) -> u64 {
     refusal::answer::<F, P, T>(packet, tables, ifindex, Verdict(verdict)).0
+}
+
+/// Sends the packet in hand along its flow in pieces. Returns the [`Verdict`] of the last.
+#[inline(always)]
+pub fn fragment<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    fragmenting::fragment::<F, P, T>(packet, tables, ifindex).0
 }
 
 /// Lowers the MSS of the SYN in hand to what its flow carries. 1: it was changed.

@@ -190,7 +190,7 @@ proptest! {
         for hook in 0..hook::PACKETS {
             let meta = Meta { ifindex: at, ingress_ifindex: ingress, to_host, vlan: 0, hook };
             let mut after = bytes.clone();
-            let mut packet = GsoPacket { bytes: &mut after, gso_size };
+            let mut packet = GsoPacket { gso_size, ..GsoPacket::new(&mut after) };
             let outcome = host.model.run(&mut packet, &meta).outcome();
             if matches!(outcome, Outcome::Pass | Outcome::Drop(_)) {
                 prop_assert_eq!(&bytes, &after);

@@ -81,7 +81,7 @@ fn oversize_for_the_tunnel<F: Addresses>() {
     let header = if F::VERSION == 4 { 28 } else { 48 };
     for (payload, fits) in [(1500 - header, true), (1501 - header, false)] {
         let frame = Frame::udp((F::of(C0), 5000), (F::CLIENT, 53), &vec![0; payload]);
-        let there = host.sends(C0, frame);
+        let there = host.sends(C0, frame.whole());
         assert_eq!(there.outcome == Outcome::Device(UP0), fits, "{payload}");
     }
 }

@@ -16,7 +16,6 @@ pub(super) struct PublishDraft {
     pub(super) network_at: Range<usize>,
     pub(super) container_at: Range<usize>,
     pub(super) host_ports_at: Range<usize>,
-    pub(super) container_ports_at: Range<usize>,
 }
 
 /// Reads one publish; `None` if something without which it means nothing is missing or wrong.
@@ -52,7 +51,6 @@ pub(super) fn read(section: &Section<'_>, findings: &mut Findings) -> Option<Pub
         network_at: network?.span(),
         container_at: container?.span(),
         host_ports_at: host_ports?.span(),
-        container_ports_at: container_ports?.span(),
     })
 }
 

@@ -9,7 +9,8 @@ use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use netd_common::abi::{
     Backend, Endpoint, EndpointAddress, Flow, Holding, IpsecPolicy, KernelFlow, LocalAddress,
-    Network, NetworkInterface, PortPrefix, Subnet, Tuple, Uplink, V4Addr, V6Addr, map,
+    Network, NetworkInterface, PortPrefix, Subnet, Suppressed, SuppressedHop, Tuple, Uplink,
+    V4Addr, V6Addr, map,
 };
 use netd_common::wire::Wire;
 

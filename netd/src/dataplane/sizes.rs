@@ -90,7 +90,7 @@ impl Sizes {
             map::ENDPOINTS | map::ADDRS_V4 | map::ADDRS_V6 | map::HOLDINGS => self.endpoints,
             map::DROPS => self.drops,
             map::CONFIG => 1,
-            map::NETWORKS | map::TRUSTED => 1024,
+            map::NETWORKS | map::TRUSTED | map::SUPPRESSED_V6 => 1024,
             map::SUBNETS_V4 | map::SUBNETS_V6 | map::UPLINKS => 4096,
             map::LOCAL_V4 | map::LOCAL_V6 => 16384,
             map::PORTS => PORT_WORDS,

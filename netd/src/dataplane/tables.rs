@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netd_common::abi::{
     self, Backend, Endpoint, EndpointAddress, IpsecPolicy, LocalAddress, Network, NetworkInterface,
-    PortPrefix, Subnet, Uplink, V4Addr, V6Addr,
+    PortPrefix, Subnet, Suppressed, SuppressedHop, Uplink, V4Addr, V6Addr,
 };
 use netd_common::wire::proto;
 
@@ -34,6 +34,7 @@ macro_rules! for_each_table {
             uplinks Uplinks HashTable(u32 => Uplink) UPLINKS,
             ipsec_v4 IpsecV4 ArrayTable(u32 => IpsecPolicy<V4Addr>) IPSEC_V4,
             ipsec_v6 IpsecV6 ArrayTable(u32 => IpsecPolicy<V6Addr>) IPSEC_V6,
+            suppressed_v6 SuppressedV6 HashTable(SuppressedHop => Suppressed) SUPPRESSED_V6,
             endpoints Endpoints HashTable(u32 => Endpoint) ENDPOINTS,
             addrs_v4 AddrsV4 HashTable(V4Addr => EndpointAddress) ADDRS_V4,
             addrs_v6 AddrsV6 HashTable(V6Addr => EndpointAddress) ADDRS_V6,
@@ -245,6 +246,14 @@ impl fmt::Display for RowKey {
             Self::LocalV4(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
             Self::LocalV6(p) => write!(f, "local address {}/{}", ip(&p.data), p.bits),
             Self::IpsecV4(slot) | Self::IpsecV6(slot) => write!(f, "IPsec policy in slot {slot}"),
+            Self::SuppressedV6(hop) => {
+                write!(
+                    f,
+                    "suppressed next hop {} at interface {}",
+                    ip(&hop.via),
+                    hop.ifindex
+                )
+            }
             Self::Uplinks(ifindex) => write!(f, "uplink {ifindex}"),
             Self::Endpoints(ifindex) => write!(f, "endpoint {ifindex}"),
             Self::AddrsV4(a) => write!(f, "container address {}", ip(a)),
@@ -295,6 +304,9 @@ impl fmt::Display for Row {
             }),
             Self::IpsecV4(_, p) => ipsec(f, p),
             Self::IpsecV6(_, p) => ipsec(f, p),
+            Self::SuppressedV6(_, s) => {
+                write!(f, ", table {} instead, flags {:#x}", s.table, s.flags)
+            }
             Self::Uplinks(_, u) => write!(
                 f,
                 ", address {} {}, MTU {}, flags {:#x}",

@@ -4,6 +4,7 @@ mod ids;
 mod ipsec;
 mod nat_ports;
 mod ports;
+mod suppressed;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -117,6 +118,7 @@ pub fn desired(config: &Config, facts: &HostFacts, ids: &Ids) -> Desired {
     uplink_rows(config, facts, &networks, &mut out);
     local_rows(facts, &mut out);
     ipsec::rows(facts, &mut out);
+    suppressed::rows(facts, &networks, &mut out);
     publish_rows(config, facts, &networks, &containers, &mut out);
     out
 }

@@ -24,6 +24,8 @@ pub struct HostFacts {
     pub local: Vec<LocalPrefix>,
     /// Default routes of every table, by table, family and metric.
     pub default_routes: Vec<DefaultRoute>,
+    /// Policy rules of IPv6, in the order in which the kernel asks them.
+    pub rules_v6: Vec<super::PolicyRule>,
     /// Containers found behind the bridges that were asked for, by host interface.
     pub containers: Vec<Container>,
     /// IPsec policies for outgoing packets; empty too where the kernel has no XFRM.

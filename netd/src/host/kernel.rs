@@ -9,7 +9,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::{Serialize, Serializer};
 
 use super::HostError;
-use super::probe::{self, FIB_LOOKUP_MARK, FIB_LOOKUP_SKIP_NEIGH, FIB_LOOKUP_SRC};
+use super::probe::{self, FIB_LOOKUP_MARK, FIB_LOOKUP_SKIP_NEIGH, FIB_LOOKUP_SRC, FIB_LOOKUP_TBID};
 
 /// Where Linux has its BPF file system.
 pub const BPFFS_PATH: &str = "/sys/fs/bpf";
@@ -30,6 +30,8 @@ pub struct KernelFeatures {
     pub fib_skip_neigh: bool,
     /// A route lookup tells the source address.
     pub fib_source: bool,
+    /// A route lookup can be made in one table, by its number.
+    pub fib_table: bool,
     /// A route lookup takes a mark.
     pub fib_mark: bool,
     /// Checksums of IPv6 packets that the device summed (CHECKSUM_COMPLETE) can be kept right by
@@ -104,6 +106,7 @@ pub fn kernel_features() -> Result<KernelFeatures, HostError> {
                 tcx: known(probe::has_tcx()),
                 skip_neigh,
                 source: known(probe::fib_lookup_knows(FIB_LOOKUP_SRC)),
+                table: known(probe::fib_lookup_knows(FIB_LOOKUP_TBID)),
                 mark: known(probe::fib_lookup_knows(FIB_LOOKUP_MARK)),
                 csum_ipv6: known(probe::csum_replace_knows_ipv6()),
             }
@@ -131,6 +134,7 @@ pub fn kernel_features() -> Result<KernelFeatures, HostError> {
         fib_skip_neigh: has.skip_neigh,
         fib_source: has.source,
         fib_mark: has.mark,
+        fib_table: has.table,
         csum_ipv6: has.csum_ipv6,
         memlock: memlock_limit(),
         missing,
@@ -163,12 +167,13 @@ struct Probed {
     skip_neigh: bool,
     source: bool,
     mark: bool,
+    table: bool,
     csum_ipv6: bool,
 }
 
 impl Probed {
     /// Feature, name, first kernel, and what happens without it.
-    fn table(&self) -> [(bool, &'static str, KernelVersion, &'static str); 5] {
+    fn table(&self) -> [(bool, &'static str, KernelVersion, &'static str); 6] {
         let since = |major, minor| KernelVersion { major, minor };
         [
             (
@@ -188,6 +193,12 @@ impl Probed {
                 "BPF_FIB_LOOKUP_SRC",
                 since(6, 7),
                 "the masquerade source is the interface's primary address",
+            ),
+            (
+                self.table,
+                "BPF_FIB_LOOKUP_TBID",
+                since(6, 5),
+                "IPv6 of containers that a suppress_prefixlength rule sends by another table is dropped",
             ),
             (
                 self.mark,

@@ -20,6 +20,7 @@ pub(crate) mod netlink;
 mod probe;
 mod route_watch;
 mod routes;
+mod rules;
 mod sock_destroy;
 mod sysctl;
 mod watch;
@@ -41,6 +42,7 @@ pub use link::*;
 pub use listeners::{ListenerProtocol, LocalListener, local_listeners};
 pub use machine::{KernelClock, boot_id, boottime_nanoseconds, monotonic_nanoseconds, ram_bytes};
 pub use route_watch::{ContainerBridges, RouteWatch};
+pub use rules::PolicyRule;
 pub use sock_destroy::{OpenSocket, SocketEnder, open_sockets};
 pub use sysctl::{Restored, SysctlChange, read_sysctl, set_bridge_forwarding, set_sysctl};
 pub use watch::{HostWatch, Wake};
@@ -74,6 +76,7 @@ impl HostReader {
         Ok(HostFacts {
             local: routes::read_local(route, &vrfs)?,
             default_routes: routes::read_defaults(route)?,
+            rules_v6: rules::read_v6(route)?,
             containers: containers::discover(route, &links, &addresses, managed)?,
             ipsec_out: ipsec::read_policies()?,
             links,

@@ -18,6 +18,8 @@ const HELPER_FIB_LOOKUP: i32 = 69;
 
 /// `bpf_fib_lookup` without a resolved neighbour (6.3).
 pub(super) const FIB_LOOKUP_SKIP_NEIGH: i32 = 1 << 2;
+/// `bpf_fib_lookup` in a table that is named (6.5).
+pub(super) const FIB_LOOKUP_TBID: i32 = 1 << 3;
 /// `bpf_fib_lookup` that returns the source address (6.7).
 pub(super) const FIB_LOOKUP_SRC: i32 = 1 << 4;
 /// `bpf_fib_lookup` that takes a mark (6.10).

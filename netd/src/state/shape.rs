@@ -4,8 +4,8 @@ use aya::maps::{MapInfo, MapType};
 use netd_common::abi::{
     Answers, Backend, Config, DropCount, DropKey, Endpoint, EndpointAddress, Flow, FragmentKey,
     Fragments, Hand, Holding, IpsecPolicy, KernelFlow, LocalAddress, Network, NetworkInterface,
-    PortPrefix, Seat, SocketKey, SocketPeer, Subnet, TableEvents, Tuple, Uplink, V4Addr, V6Addr,
-    Verdicts, map,
+    PortPrefix, Seat, SocketKey, SocketPeer, Subnet, Suppressed, SuppressedHop, TableEvents, Tuple,
+    Uplink, V4Addr, V6Addr, Verdicts, map,
 };
 
 /// Type and sizes of a map: what a reader depends on. The number of entries is a matter of the
@@ -108,6 +108,10 @@ pub const SHAPES: &[(&str, Shape)] = {
         ),
         (map::IPSEC_V4, Shape::of::<u32, IpsecPolicy<A4>>(Array)),
         (map::IPSEC_V6, Shape::of::<u32, IpsecPolicy<A6>>(Array)),
+        (
+            map::SUPPRESSED_V6,
+            Shape::of::<SuppressedHop, Suppressed>(Hash),
+        ),
         (map::DROPS, Shape::of::<DropKey, DropCount>(LruPerCpuHash)),
         (map::DROP_EVENTS, Shape::of::<(), ()>(RingBuf)),
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),

@@ -72,18 +72,18 @@ fn of_family<F: Family>(random: &mut Random, scenario: &mut Scenario, shot: Shot
     if random.chance(15) {
         pieces.swap(0, 1);
     }
-    if random.chance(25) {
+    if random.chance(45) {
         let again = random.pick(&pieces).clone();
         pieces.push(again);
     }
-    if random.chance(20) {
+    if random.chance(35) {
         // An offset that overlaps or leaves a gap, a length that is no multiple of eight, or both.
         let at = random.between(1, pieces.len() as u64 - 1) as usize;
         let field = if F::VERSION == 4 { 14 + 7 } else { 14 + 40 + 3 };
         pieces[at].bytes[field] =
             pieces[at].bytes[field].wrapping_add(if F::VERSION == 4 { 1 } else { 8 });
         if F::VERSION == 4 {
-            mend::<F>(&mut pieces[at].bytes);
+            mend(&mut pieces[at].bytes);
         }
     }
     if random.chance(5) {
@@ -91,7 +91,7 @@ fn of_family<F: Family>(random: &mut Random, scenario: &mut Scenario, shot: Shot
         if F::VERSION == 4 {
             let total = (shorter - 14) as u16;
             pieces[0].bytes[16..18].copy_from_slice(&total.to_be_bytes());
-            mend::<F>(&mut pieces[0].bytes);
+            mend(&mut pieces[0].bytes);
         } else {
             let payload = (shorter - 54) as u16;
             pieces[0].bytes[18..20].copy_from_slice(&payload.to_be_bytes());
@@ -103,7 +103,7 @@ fn of_family<F: Family>(random: &mut Random, scenario: &mut Scenario, shot: Shot
 }
 
 /// The IPv4 header's checksum after a change.
-fn mend<F: Family>(frame: &mut [u8]) {
+fn mend(frame: &mut [u8]) {
     let header = usize::from(frame[14] & 0xf) * 4;
     frame[24..26].fill(0);
     let sum = netd_common::checksum::checksum(&[&frame[14..14 + header]]);
@@ -130,7 +130,7 @@ impl Differential<'_> {
             return Ok(());
         }
         let (key, mut row) = *self.random.pick(&rows);
-        row.began = seconds()?.wrapping_sub(*self.random.pick(&[1, 3, 20, 31, 61, 70]));
+        row.began = seconds()?.wrapping_sub(*self.random.pick(&[3, 20, 31, 61, 61, 70]));
         table.put(&key, &row);
         row.generation = self.generation(row.generation);
         self.programs.put(F::FRAGMENTS, &raw(&key), &raw(&row))

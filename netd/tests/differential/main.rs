@@ -144,6 +144,7 @@ impl<'a> Differential<'a> {
             fib_source: true,
             fib_skip_neigh: true,
             csum_ipv6: true,
+            fib_table: true,
         };
         let scenario = Scenario::random(&mut random, host);
         Ok(Self {
@@ -170,7 +171,7 @@ impl<'a> Differential<'a> {
             } else if number % 12 == 0 {
                 self.disturb::<V4>()?;
                 self.disturb::<V6>()?;
-            } else if number % 12 == 6 {
+            } else if number % 6 == 3 {
                 self.age_fragments::<V4>()?;
                 self.age_fragments::<V6>()?;
             }
@@ -302,8 +303,8 @@ impl<'a> Differential<'a> {
         let mut bytes = shot.bytes.clone();
         let verdict = self.scenario.model.run(
             &mut GsoPacket {
-                bytes: &mut bytes,
                 gso_size: shot.gso_size,
+                ..GsoPacket::new(&mut bytes)
             },
             &shot.meta,
         );

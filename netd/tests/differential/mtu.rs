@@ -12,7 +12,10 @@ const SYN: u8 = 2;
 pub fn dress<F: LabFamily>(random: &mut Random, frame: Frame<F::Addr>) -> Frame<F::Addr> {
     let mut frame = frame;
     if random.chance(25) && matches!(frame.proto, proto::TCP | proto::UDP) {
-        let length = random.between(1381, 1480) as u16;
+        let length = random.between(1381, 1500) as u16;
+        if F::VERSION == 4 && random.chance(40) {
+            frame.options = vec![1; 4];
+        }
         frame.l4.resize(usize::from(length), 0x77);
         if frame.proto == proto::UDP {
             frame.l4[4..6].copy_from_slice(&length.to_be_bytes());

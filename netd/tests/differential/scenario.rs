@@ -399,9 +399,9 @@ fn configure(random: &mut Random, model: &mut Model) {
         0
     };
     // Now and then so few that they run out.
-    (config.nat_first, config.nat_last) = match random.below(7) {
-        0 | 1 => (61001, 61001),
-        2 => (61002, 61004),
+    (config.nat_first, config.nat_last) = match random.below(8) {
+        0..3 => (61001, 61001),
+        3 => (61002, 61004),
         _ => (61000, 65535),
     };
 }

@@ -40,7 +40,7 @@ impl Shot {
         } else {
             of_family::<V6>(random, scenario, host)
         };
-        if random.chance(12) {
+        if random.chance(6) {
             shot = fragments::cut_up(random, scenario, shot);
         }
         match random.below(100) {

@@ -40,6 +40,7 @@ pub fn run(host: &TestHost, seed: u64) -> Result<usize> {
         fib_source: true,
         fib_skip_neigh: true,
         csum_ipv6: true,
+        fib_table: true,
     };
     let mut programs = Programs::load(features).context("load the programs")?;
     for (name, rows) in scenario(host).rows() {

@@ -8,6 +8,7 @@
 mod answers;
 mod epoch;
 mod fork;
+mod fragments;
 mod icmp_errors;
 mod ipsec;
 mod moving;

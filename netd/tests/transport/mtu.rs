@@ -1,15 +1,18 @@
 //! What the MTU of a container's interface, smaller than the uplink's, does to who sends to it, and datagrams that may
 //! be fragmented.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use netd::lab::{
-    CLIENT, Direction, HOST, ProbeOptions, StandardHost, StandardHostOptions, bulk_transfer, ip,
-    udp_probe,
+    CLIENT, Capture, Direction, HOST, Namespace, ProbeOptions, StandardHost, StandardHostOptions,
+    bulk_transfer, frame::protocol, ip, udp_probe,
 };
 use nix::errno::Errno;
 
-use crate::mtu_tunnel::{path_mtu, without_fragments};
+use crate::mtu_tunnel::{path_mtu, set, without_fragments};
+use crate::path::{Path, addresses};
 use crate::world::{LONG, World, at, by, need_root};
 
 /// Gives a container's interface, both ends, this MTU.
@@ -17,6 +20,109 @@ fn narrow(host: &StandardHost, container: &str, mtu: u32) {
     let container = host.container(container);
     container.namespace.set_mtu("eth0", mtu).expect("MTU");
     host.host.set_mtu(&container.host_device, mtu).expect("MTU");
+}
+
+/// As many bytes as a container's interface carries, without "don't fragment", by an uplink that carries less: they
+/// arrive as they were sent, in pieces that fit.
+fn arrives_in_pieces(world: &World, (far, device): (&Namespace, &str), to: IpAddr) {
+    const PORT: u16 = 7777;
+    const MTU: usize = 1280;
+    let server = far
+        .run(|| UdpSocket::bind(("0.0.0.0", PORT)))
+        .expect("a socket");
+    server
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("timeout");
+    let n2b = &world.host.container("n2b").namespace;
+    let socket = n2b
+        .run(|| may_be_fragmented(at(to, PORT)))
+        .expect("a socket");
+    let capture = Capture::filtered(far, device, |frame| {
+        frame.decoded.protocol == Some(protocol::UDP) && !frame.info.outgoing()
+    })
+    .expect("capture");
+    let mut buffer = vec![0; 4096];
+    for length in [MTU - 28, MTU - 27, 1400, 1471, 1472] {
+        let sent: Vec<u8> = (0..length).map(|i| (i * 11) as u8).collect();
+        let mut got = None;
+        // The first to a new neighbour may be lost.
+        for _ in 0..4 {
+            socket.send(&sent).expect("send");
+            got = server.recv_from(&mut buffer).ok();
+            if got.is_some() {
+                break;
+            }
+        }
+        let came = got.map_or(&[][..], |(length, _)| &buffer[..length]);
+        let name = format!("{length} bytes to {to}");
+        world.check(&name, length, came.len(), came == sent);
+    }
+    let frames = capture.stop();
+    let pieces = frames
+        .iter()
+        .filter(|frame| frame.decoded.fragment.is_some());
+    let (pieces, largest) = pieces.fold((0, 0), |(n, most), frame| {
+        let total = usize::from(u16::from_be_bytes([frame.bytes[16], frame.bytes[17]]));
+        (n + 1, most.max(total))
+    });
+    world.check("pieces", "two of each", pieces, pieces >= 8);
+    world.check(
+        "the largest",
+        MTU,
+        largest,
+        largest <= MTU && largest > MTU - 28,
+    );
+}
+
+/// A connected socket whose datagrams bear no DF (ip(7): IP_PMTUDISC_DONT).
+fn may_be_fragmented(to: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    set(
+        &socket,
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_DONT,
+    )?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn by_a_narrow_uplink(tx_offload: bool) {
+    let options = StandardHostOptions {
+        tx_offload,
+        uplink_mtu: 1280,
+        ..Default::default()
+    };
+    let world = World::standard(options);
+    arrives_in_pieces(&world, (&world.host.client, "eth0"), CLIENT.into());
+    world.end();
+}
+
+/// What the container leaves to its device (the checksum) nobody does to pieces.
+#[test]
+fn a_large_datagram_leaves_a_narrow_uplink_in_pieces() {
+    need_root!();
+    by_a_narrow_uplink(true);
+}
+
+#[test]
+fn a_large_datagram_leaves_a_narrow_uplink_in_pieces_without_offload() {
+    need_root!();
+    by_a_narrow_uplink(false);
+}
+
+#[test]
+fn a_large_datagram_leaves_a_tunnel_in_pieces() {
+    need_root!();
+    let mut path = None;
+    let world = World::new(
+        StandardHostOptions::default(),
+        |host| path = Some(Path::by_tunnel(host, 1280).expect("the path")),
+        |toml| toml,
+    );
+    let path = path.expect("built above");
+    arrives_in_pieces(&world, (&path.far, "eth0"), addresses()[0].far);
+    world.end();
 }
 
 #[test]

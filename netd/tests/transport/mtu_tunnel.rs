@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use netd::lab::{
-    Capture, Captured, DATAGRAM, Direction, LeakGuard, Namespace, ProbeOptions, RuleSet,
-    StandardHost, StandardHostOptions, WEB, bulk_transfer, frame::tcp_flags, tcp_probe,
+    Capture, Captured, Direction, LeakGuard, Namespace, ProbeOptions, RuleSet, StandardHost,
+    StandardHostOptions, WEB, bulk_transfer, frame::tcp_flags, tcp_probe,
 };
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,6 +18,8 @@ use crate::world::{LONG, World, at, by, need_root};
 const MTU: u32 = 1280;
 /// The MTU without the headers of IP and TCP: what a SYN may offer.
 const MSS: [u16; 2] = [1240, 1220];
+/// UDP port of a socket of the far server.
+const PORT: u16 = 5001;
 /// For a pause in a transfer; a black hole takes longer.
 const PAUSE: Duration = Duration::from_secs(15);
 
@@ -276,20 +278,25 @@ fn gets_the_error(narrow: Narrow) {
     let n2b = &narrow.world.host.container("n2b").namespace;
     for (Addresses { host, far, .. }, headers) in addresses().into_iter().zip([28, 48]) {
         let socket = n2b
-            .run(|| without_fragments(at(far, DATAGRAM)))
+            .run(|| without_fragments(at(far, PORT)))
             .expect("a socket");
+        let server = narrow
+            .path
+            .far
+            .run(|| UdpSocket::bind(at(far, PORT)))
+            .expect("a socket");
+        let short = Some(Duration::from_millis(20));
+        server.set_read_timeout(short).expect("a timeout");
         let largest = MTU as usize - headers;
         // The control: what fits is answered, and no error is pending.
-        let answer = ask(&socket, largest);
+        let answer = ask(&socket, &server, largest);
         narrow.world.check(
             &format!("{largest} bytes to {far}"),
             "an answer",
             format!("{answer:?}"),
-            answer
-                .as_ref()
-                .is_ok_and(|text| text.contains(&format!("peer={}", peer(host)))),
+            answer.as_ref().is_ok_and(|seen| *seen == host),
         );
-        let error = ask(&socket, largest + 1);
+        let error = ask(&socket, &server, largest + 1);
         narrow.world.check(
             &format!("{} bytes to {far}", largest + 1),
             "EMSGSIZE",
@@ -313,7 +320,7 @@ fn gets_the_error(narrow: Narrow) {
             format!("{refused:?}"),
             refused.is_err(),
         );
-        let answer = ask(&socket, largest);
+        let answer = ask(&socket, &server, largest);
         narrow.world.check(
             &format!("{largest} bytes to {far} again"),
             "an answer",
@@ -322,14 +329,6 @@ fn gets_the_error(narrow: Narrow) {
         );
     }
     narrow.end();
-}
-
-/// An address as a server's report begins with it.
-fn peer(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(v4) => format!("{v4}:"),
-        IpAddr::V6(v6) => format!("[{v6}]:"),
-    }
 }
 
 /// A connected socket whose datagrams bear DF, or may not be fragmented by the sender (ip(7), ipv6(7)).
@@ -356,22 +355,32 @@ pub fn without_fragments(to: SocketAddr) -> io::Result<UdpSocket> {
         )?;
     }
     socket.connect(to)?;
-    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     Ok(socket)
 }
 
-/// Sends a datagram of so many bytes, and returns the report that came back. A first ask may be lost to a neighbour
-/// that is not resolved yet.
-fn ask(socket: &UdpSocket, length: usize) -> io::Result<String> {
-    let mut answer = vec![0; 4096];
+/// Sends a datagram of so many bytes to a socket of the far server, which answers it shortly: an answer of the same
+/// length would be too large itself. Returns whom the server saw, or the error that came back instead.
+fn ask(socket: &UdpSocket, server: &UdpSocket, length: usize) -> io::Result<IpAddr> {
+    let mut buffer = vec![0; 4096];
     socket.send(&vec![0x42; length])?;
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let mut seen = None;
     loop {
-        let got = socket.recv(&mut answer)?;
-        let text = String::from_utf8_lossy(&answer[..got]);
-        let (report, echoed) = text.split_once('\n').unwrap_or((&text, ""));
-        if echoed.len() == length || Instant::now() > deadline {
-            return Ok(report.to_owned());
+        if let Ok((got, from)) = server.recv_from(&mut buffer)
+            && got == length
+        {
+            server.send_to(b"answer", from)?;
+            seen = Some(from.ip());
+        }
+        match socket.recv(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+            Ok(_) => return seen.ok_or_else(|| io::Error::other("an answer to nothing")),
         }
     }
 }
@@ -401,7 +410,7 @@ pub fn path_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
     }
 }
 
-fn set(
+pub fn set(
     socket: &UdpSocket,
     level: libc::c_int,
     name: libc::c_int,
