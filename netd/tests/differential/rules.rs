@@ -41,11 +41,12 @@ pub fn add(namespace: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Do they match?
+/// Do they match? Of the class IPv4 rules see the old TOS bits only (fib_dscp_masked_match()).
 pub fn lead_elsewhere<A>(query: &RouteQuery<A>) -> bool {
+    let seen = if size_of::<A>() == 4 { 0x1c } else { 0xfc };
     query.proto == proto::UDP && query.dport == NAMES.to_be_bytes()
         || query.proto == proto::TCP && query.sport == PUBLISHED.to_be_bytes()
-        || query.tos == CLASS
+        || query.tos & seen == CLASS
 }
 
 /// With a service class, now and then; its low two bits are congestion's.
