@@ -597,6 +597,9 @@ pub mod flow_flag {
     pub const SAME_BRIDGE: u16 = 128;
     /// A container opened the flow, and [`super::Flow::owner`] is that container.
     pub const OUTGOING: u16 = 256;
+    /// The target is an uplink, and `via` holds the MAC of the next hop (6 bytes) and the uplink's
+    /// own (6 bytes): frames go out as they then are, and no neighbour table is asked.
+    pub const LINK: u16 = 512;
 }
 
 /// [`Flow::kind`].

@@ -568,8 +568,11 @@ impl<F: ModelFamily> Steps<F> for Model {
     fn send_error<P: Packet>(&self, packet: &mut P) -> u64 {
         steps::send_error::<F, P, _>(packet, self)
     }
-    fn proceed<P: Packet>(&self, packet: &mut P, ifindex: u32, decision: u32) -> u64 {
-        steps::proceed::<F, P, _>(packet, self, ifindex, decision)
+    fn proceed<P: Packet>(&self, packet: &mut P, decision: u32) -> u64 {
+        steps::proceed::<F, P, _>(packet, self, decision)
+    }
+    fn reroute<P: Packet>(&self, packet: &mut P, ifindex: u32) -> u64 {
+        steps::reroute::<F, P, _>(packet, self, ifindex)
     }
     fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
         steps::classify::<F, _>(self, ifindex, network, fresh)

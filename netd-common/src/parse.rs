@@ -50,6 +50,18 @@ pub struct Parsed<A> {
     pub kind: Kind,
 }
 
+/// [`crate::tables::RouteQuery::tos`] of the packet at `l3`; 0 where that cannot be read.
+#[inline(always)]
+pub fn service_class<F: Family>(packet: &impl Packet, l3: u32) -> u8 {
+    let [first, second]: [u8; 2] = packet.read(l3).unwrap_or_default();
+    let class = if F::VERSION == 4 {
+        second
+    } else {
+        first << 4 | second >> 4
+    };
+    class & 0xfc
+}
+
 /// Directly readable bytes that every packet is expected to have: Ethernet, an IP header with some
 /// options or extensions, a TCP header.
 const PULL: u32 = 14 + 60 + 20;

@@ -11,7 +11,7 @@ use crate::{
     drop::DropReason,
     parse::Parsed,
     quoted::Quoted,
-    wire::Family,
+    wire::{Family, proto},
 };
 
 /// A flow entry inside a map.
@@ -145,18 +145,37 @@ pub struct RouteQuery<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
+    /// Source port, wire order; 0 where the protocol has none. For `ip rule sport`, and for the
+    /// choice among several next hops (`fib_multipath_hash_policy = 1`).
+    pub sport: [u8; 2],
+    /// Destination port, as `sport`.
+    pub dport: [u8; 2],
     /// IP protocol.
     pub proto: u8,
+    /// The six bits of the differentiated services field (RFC 2474), in their place; no ECN.
+    pub tos: u8,
 }
 
 impl<A> RouteQuery<A> {
-    /// Sets the question in place.
+    /// Sets the question in place, without ports and service class.
     #[inline(always)]
     pub fn ask(&mut self, iif: u32, src: A, dst: A, proto: u8) {
         self.iif = iif;
         self.src = src;
         self.dst = dst;
         self.proto = proto;
+        self.sport = [0; 2];
+        self.dport = [0; 2];
+        self.tos = 0;
+    }
+
+    /// Adds the ports, if the protocol has such: an echo's identifier is none.
+    #[inline(always)]
+    pub fn between(&mut self, sport: [u8; 2], dport: [u8; 2]) {
+        if matches!(self.proto, proto::TCP | proto::UDP | proto::SCTP) {
+            self.sport = sport;
+            self.dport = dport;
+        }
     }
 }
 
@@ -202,6 +221,10 @@ pub struct Scratch<A> {
     pub socket: Tuple<A>,
     /// What was decided.
     pub decision: crate::decide::Decision<A>,
+    /// [`RouteQuery::tos`] of the flow in `tuple`: that of the packet that opened it.
+    pub tos: u8,
+    /// Source MAC of a frame that arrived on an uplink; zero where there is none.
+    pub sender: [u8; 6],
     /// A route lookup's question.
     pub query: RouteQuery<A>,
     /// A route lookup's answer.
@@ -361,8 +384,9 @@ pub trait Steps<F: Family>: Tables<F> {
     /// [`crate::pipeline::steps::send_error`].
     fn send_error<P: crate::packet::Packet>(&self, packet: &mut P) -> u64;
     /// [`crate::pipeline::steps::proceed`].
-    fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32, decision: u32)
-    -> u64;
+    fn proceed<P: crate::packet::Packet>(&self, packet: &mut P, decision: u32) -> u64;
+    /// [`crate::pipeline::steps::reroute`].
+    fn reroute<P: crate::packet::Packet>(&self, packet: &mut P, ifindex: u32) -> u64;
     /// [`crate::pipeline::steps::classify`].
     fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32;
     /// [`crate::pipeline::steps::publish`].

@@ -25,7 +25,7 @@ macro_rules! subprograms {
     ($family:ty, $from_endpoint:ident, $from_uplink:ident,
      $read_quoted:ident, $icmp_error:ident, $send_error:ident,
 
-     $proceed:ident, $classify:ident,
+     $proceed:ident, $reroute:ident, $classify:ident,
      $publish:ident, $direct:ident, $egress:ident, $ipsec:ident, $ipsec_covers:ident, $ipsec_weight:ident,
      $prepare:ident, $reserve:ident, $commit:ident, $send:ident, $promote:ident, $try_source_port:ident, $kernel_forwards:ident,
      $end:ident, $reclaim:ident, $claim_seat:ident, $probe_seat:ident, $vacate_seat:ident,
@@ -86,8 +86,13 @@ macro_rules! subprograms {
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $proceed(ctx: *mut __sk_buff, ifindex: u32, decision: u32) -> u64 {
-            steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex, decision)
+        extern "C" fn $proceed(ctx: *mut __sk_buff, decision: u32) -> u64 {
+            steps::proceed::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), decision)
+        }
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reroute(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+            steps::reroute::<$family, _, _>(&mut Skb(ctx), &Maps(ctx), ifindex)
         }
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -246,8 +251,12 @@ macro_rules! subprograms {
                 $send_error(self.0)
             }
             #[inline(always)]
-            fn proceed<P: Packet>(&self, _: &mut P, ifindex: u32, decision: u32) -> u64 {
-                $proceed(self.0, ifindex, decision)
+            fn proceed<P: Packet>(&self, _: &mut P, decision: u32) -> u64 {
+                $proceed(self.0, decision)
+            }
+            #[inline(always)]
+            fn reroute<P: Packet>(&self, _: &mut P, ifindex: u32) -> u64 {
+                $reroute(self.0, ifindex)
             }
             #[inline(always)]
             fn classify(&self, ifindex: u32, network: u32, fresh: u32) -> u32 {
@@ -361,6 +370,7 @@ subprograms!(
     icmp_error_v4,
     send_error_v4,
     proceed_v4,
+    reroute_v4,
     classify_v4,
     publish_v4,
     direct_v4,
@@ -397,6 +407,7 @@ subprograms!(
     icmp_error_v6,
     send_error_v6,
     proceed_v6,
+    reroute_v6,
     classify_v6,
     publish_v6,
     direct_v6,

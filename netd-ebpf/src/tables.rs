@@ -615,11 +615,17 @@ fn neighbour<F: FamilyMaps>(ctx: *mut __sk_buff, oif: u32) -> Option<[u8; 12]> {
     let query = &scratch.query;
     params.family = F::AF;
     params.l4_protocol = query.proto;
-    params.sport = 0;
-    params.dport = 0;
+    params.sport = u16::from_ne_bytes(query.sport);
+    params.dport = u16::from_ne_bytes(query.dport);
     params.mtu = 0;
     params.ifindex = query.iif;
-    params.tos = 0;
+    // A byte for IPv4, the first word of the header for IPv6. Without its flow label, which a sender
+    // may change in the middle of a flow: the choice among several next hops must not.
+    params.tos = if F::VERSION == 4 {
+        u32::from_ne_bytes([query.tos, 0, 0, 0])
+    } else {
+        (u32::from(query.tos) << 20).to_be()
+    };
     params.src = words(&query.src);
     params.dst = words(&query.dst);
     params.vlan = 0;
@@ -655,12 +661,18 @@ pub fn route<F: FamilyMaps>(ctx: *mut __sk_buff) -> u32 {
     let params = unsafe { &mut *params };
     params.family = F::AF;
     params.l4_protocol = query.proto;
-    params.sport = 0;
-    params.dport = 0;
+    params.sport = u16::from_ne_bytes(query.sport);
+    params.dport = u16::from_ne_bytes(query.dport);
     // Any length that fits: it makes the kernel tell the route's MTU.
     params.mtu = 1;
     params.ifindex = query.iif;
-    params.tos = 0;
+    // A byte for IPv4, the first word of the header for IPv6. Without its flow label, which a sender
+    // may change in the middle of a flow: the choice among several next hops must not.
+    params.tos = if F::VERSION == 4 {
+        u32::from_ne_bytes([query.tos, 0, 0, 0])
+    } else {
+        (u32::from(query.tos) << 20).to_be()
+    };
     params.src = words(&query.src);
     params.dst = words(&query.dst);
     // The rest is the answer's.

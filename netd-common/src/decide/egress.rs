@@ -8,7 +8,7 @@ use crate::{
     wire::{Address, Family, proto},
 };
 
-use super::{Action, Origin, kernel_may_own, masquerades, own_address};
+use super::{Action, Origin, TOS, kernel_may_own, masquerades, own_address};
 
 /// Decides about a flow to the world: [`super::Way::Egress`].
 ///
@@ -54,9 +54,10 @@ pub fn egress<F: Family, T: Tables<F>>(
     if masquerade && !has_ports {
         return Err(DropReason::UnsupportedProtocol);
     }
-    scratch
-        .query
-        .ask(network.bridge, tuple.src, tuple.dst, tuple.proto);
+    let query = &mut scratch.query;
+    query.ask(network.bridge, tuple.src, tuple.dst, tuple.proto);
+    query.between(tuple.sport, tuple.dport);
+    query.tos = scratch.tos;
     tables.route()?;
     let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
 
@@ -75,21 +76,39 @@ pub fn egress<F: Family, T: Tables<F>>(
     d.forward.lead_to_uplink(&scratch.route, &uplink);
     d.reply.in_ifindex = scratch.route.oif;
     d.reply.lead_to_endpoint(origin.ifindex, &client, network);
+    d.reply.via[TOS] = scratch.tos;
     if masquerade {
         d.kind = flow_kind::MASQUERADE;
         d.snat = 1;
         d.nat = own_address::<F>(network.nat_v4, network.nat_v6);
         if d.nat.is_unspecified() {
-            d.nat = scratch.route.src;
-        }
-        if d.nat.is_unspecified() {
             d.nat = own_address::<F>(uplink.addr_v4, uplink.addr_v6);
+            if may_leave::<F, T>(tables, &scratch.route.src, d.nat.is_unspecified()) {
+                d.nat = scratch.route.src;
+            }
         }
         if d.nat.is_unspecified() {
             return Err(DropReason::NoMasqueradeAddress);
         }
     }
     Ok(Action::Forward)
+}
+
+/// May a flow be masqueraded with the source that the kernel would choose?
+///
+/// For an interface without an address (`unnumbered`) the kernel borrows one, and takes that of a
+/// bridge or of another uplink as well: only the loopback's is for all. A container's network never
+/// lends one: its addresses do not leave.
+#[inline(always)]
+fn may_leave<F: Family, T: Tables<F>>(tables: &T, source: &F::Addr, unnumbered: bool) -> bool {
+    const LOOPBACK: u32 = 1;
+    if source.is_unspecified() || tables.subnet(source) != 0 {
+        return false;
+    }
+    !unnumbered
+        || tables
+            .uplink(LOOPBACK)
+            .is_some_and(|lo| own_address::<F>(lo.addr_v4, lo.addr_v6) == *source)
 }
 
 /// The uplink that a route leads to, if netd can send there; completes the route's MTU.

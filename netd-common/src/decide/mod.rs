@@ -179,6 +179,11 @@ impl<A: Address> Decision<A> {
     }
 }
 
+/// Index of a byte that [`Leg::via`] of a way into a container does not need: in the entry of the
+/// replies of what a container opened it keeps [`Scratch::tos`]. A flow is routed by that for its
+/// life, whichever of its packets leads to another lookup.
+pub const TOS: usize = 12;
+
 /// Gateway mode of a network for this family.
 #[inline(always)]
 #[must_use]
@@ -356,7 +361,10 @@ pub(crate) fn check_source<F: Family, T: Tables<F>>(
         .uplink(ifindex)
         .is_some_and(|u| u.flags & uplink_flag::STRICT_RP_FILTER != 0);
     if strict && enforced(Check::ReversePath) {
-        scratch.query.ask(bridge, tuple.dst, tuple.src, tuple.proto);
+        let query = &mut scratch.query;
+        query.ask(bridge, tuple.dst, tuple.src, tuple.proto);
+        query.between(tuple.dport, tuple.sport);
+        query.tos = scratch.tos;
         if tables.route().is_err() || scratch.route.oif != ifindex {
             return Err(DropReason::ReversePath);
         }

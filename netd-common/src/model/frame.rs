@@ -19,6 +19,8 @@ pub struct Frame<A> {
     pub dst: A,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// TOS byte or traffic class.
+    pub tos: u8,
     /// IP protocol.
     pub proto: u8,
     /// IPv4 options, a multiple of 4 bytes; or IPv6 extension headers, whose first is numbered by
@@ -43,6 +45,7 @@ impl<A: Address> Frame<A> {
             src,
             dst,
             ttl: 64,
+            tos: 0,
             proto,
             options: Vec::new(),
             first_extension: 0,
@@ -141,6 +144,13 @@ impl<A: Address> Frame<A> {
         self
     }
 
+    /// With this TOS byte or traffic class.
+    #[must_use]
+    pub fn tos(mut self, tos: u8) -> Self {
+        self.tos = tos;
+        self
+    }
+
     /// The bytes, from the Ethernet header on.
     #[must_use]
     pub fn bytes<F: Family<Addr = A>>(&self) -> Vec<u8> {
@@ -156,7 +166,7 @@ impl<A: Address> Frame<A> {
         let mut ip = Vec::new();
         if F::VERSION == 4 {
             let header = 20 + self.options.len();
-            ip.extend([0x40 | (header / 4) as u8, 0]);
+            ip.extend([0x40 | (header / 4) as u8, self.tos]);
             ip.extend(((header + self.l4.len()) as u16).to_be_bytes());
             ip.extend([0x12, 0x34]);
             ip.extend(self.fragment.to_be_bytes());
@@ -167,7 +177,7 @@ impl<A: Address> Frame<A> {
             } else {
                 self.first_extension
             };
-            ip.extend([0x60, 0, 0, 0]);
+            ip.extend([0x60 | self.tos >> 4, self.tos << 4, 0, 0]);
             ip.extend(((self.options.len() + self.l4.len()) as u16).to_be_bytes());
             ip.extend([next, self.ttl]);
         }

@@ -4,16 +4,16 @@
 use crate::{
     abi::{Config, flow_flag, network_flag},
     conntrack::{Direction, State, datagram_next, idle, reopens, tcp_flags_valid, tcp_next},
-    decide::{Action, Leg, egress_uplink},
+    decide::{Action, Leg, TOS},
     drop::DropReason,
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
     room,
-    tables::{Scratch, Slot, Steps, Tables},
+    tables::{Scratch, Slot, Steps},
     wire::{Family, proto, tcp_flag},
 };
 
-use super::{Verdict, deliver, steps};
+use super::{Verdict, deliver, steps, symmetric};
 
 /// Leaves the function with a drop. What is returned is a number from the start: LLVM would store
 /// the undefined payload of an enum's other variants, and the verifier refuses to read that.
@@ -33,7 +33,6 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
     config: &Config,
-    ifindex: u32,
     scratch: &mut Scratch<F::Addr>,
     decision: u32,
 ) -> u64 {
@@ -61,22 +60,22 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
     if other.generation() != slot.generation() || silence > state.lifetime() {
         return ended::<F, T>(tables, &slot);
     }
-    if decision != steps::UNDECIDED {
+    if decision < steps::ROUTED {
         if !or_drop!(is_same_flow::<F, T>(
             tables, scratch, &slot, &other, decision
         )) {
             return ended::<F, T>(tables, &slot);
         }
         slot.set_epoch(config.epoch);
-    } else if slot.epoch() != config.epoch {
+    } else if decision == steps::UNDECIDED && slot.epoch() != config.epoch {
         return ask::<F, T>(tables, scratch, &slot, &other);
     }
     let to_uplink = slot.flags() & flow_flag::TO_ENDPOINT == 0;
     if to_uplink
+        && decision != steps::ROUTED
         && tables.now().wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
-        && !or_drop!(reroute::<F, T>(tables, scratch, &slot, ifindex))
     {
-        return ask::<F, T>(tables, scratch, &slot, &other);
+        return steps::REROUTE;
     }
     let next = advance::<F>(scratch, &slot, &other, state, reply);
     if next != state {
@@ -99,7 +98,7 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
 
 /// Takes the flow away. A packet of the side that opened it may open another.
 #[inline(always)]
-fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
+pub(super) fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
     let reply = slot.flags() & flow_flag::REPLY != 0;
     tables.end(slot.generation());
     if reply {
@@ -126,8 +125,15 @@ pub(super) fn ask<F: Family, T: Steps<F>>(
         scratch.parsed.tuple
     };
     if is_uplink_side(original) {
+        scratch.tos = 0;
         return steps::ask(opened_on, 0);
     }
+    let replies = if reply { slot } else { other };
+    scratch.tos = if replies.flags() & flow_flag::TO_ENDPOINT != 0 {
+        replies.via()[TOS]
+    } else {
+        0
+    };
     // The container may be gone, or its address another's.
     let network = tables.endpoint(opened_on).map_or(0, |e| e.network);
     let owner = tables
@@ -183,6 +189,9 @@ pub(super) fn is_same_flow<F: Family, T: Steps<F>>(
         if reply { &d.reply } else { &d.forward },
         tables.now(),
     );
+    if !reply {
+        symmetric::learn_again::<F, T>(tables, scratch, slot, other);
+    }
     Ok(true)
 }
 
@@ -215,10 +224,14 @@ fn advance<F: Family>(
     next
 }
 
+/// Takes over the way of a leg; one that leads nowhere yet is to be routed.
 #[inline(always)]
-fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
-    const LEG_FLAGS: u16 =
-        flow_flag::TO_ENDPOINT | flow_flag::HOP | flow_flag::HOP_V6 | flow_flag::SAME_BRIDGE;
+pub(super) fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
+    const LEG_FLAGS: u16 = flow_flag::TO_ENDPOINT
+        | flow_flag::HOP
+        | flow_flag::HOP_V6
+        | flow_flag::SAME_BRIDGE
+        | flow_flag::LINK;
     if leg.out_ifindex == 0 {
         slot.set_routed_at(now.wrapping_sub(ROUTE_LIFETIME + 1));
         return;
@@ -229,47 +242,6 @@ fn refresh_leg<A: Copy>(slot: &Slot<A>, leg: &Leg, now: u32) {
     slot.set_in_mac(leg.in_mac);
     slot.set_flags(slot.flags() & !LEG_FLAGS | leg.flags);
     slot.set_routed_at(now);
-}
-
-/// Looks up the way of this direction's packets again. `false`: they would leave by another
-/// interface, under an address that may not be its own.
-///
-/// # Errors
-/// What the route says, or what is wrong with the interface it leads to.
-#[inline(always)]
-pub(super) fn reroute<F: Family, T: Tables<F>>(
-    tables: &T,
-    scratch: &mut Scratch<F::Addr>,
-    slot: &Slot<F::Addr>,
-    ifindex: u32,
-) -> Result<bool, DropReason> {
-    let endpoint = tables
-        .endpoint(ifindex)
-        .ok_or(DropReason::UnknownEndpoint)?;
-    let network = tables
-        .network(endpoint.network)
-        .ok_or(DropReason::UnknownEndpoint)?;
-    // A reply leaves under its translated source, so that `ip rule from` finds the right uplink.
-    let reply = slot.flags() & flow_flag::REPLY != 0;
-    let src = if reply {
-        slot.src()
-    } else {
-        scratch.parsed.tuple.src
-    };
-    scratch
-        .query
-        .ask(network.bridge, src, slot.dst(), scratch.parsed.tuple.proto);
-    tables.route()?;
-    let uplink = egress_uplink::<F, T>(tables, &mut scratch.route)?;
-    let masqueraded = !reply && slot.flags() & flow_flag::REWRITE_SRC != 0;
-    if masqueraded && scratch.route.oif != slot.out_ifindex() {
-        return Ok(false);
-    }
-    let leg = &mut scratch.decision.reply;
-    leg.in_mac = slot.in_mac();
-    leg.lead_to_uplink(&scratch.route, &uplink);
-    refresh_leg(slot, leg, tables.now());
-    Ok(true)
 }
 
 /// Was this entry made for packets that arrive on an uplink?

@@ -9,7 +9,7 @@ use crate::{
     decide::masquerades,
     drop::DropReason,
     packet::Packet,
-    parse::{Kind, Parsed, parse},
+    parse::{Kind, Parsed, parse, service_class},
     room,
     sabotage::{Check, enforced},
     tables::{Scratch, Slot, Steps, Tables},
@@ -109,6 +109,7 @@ pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(
         };
         return verdict.of(F::VERSION, 0).0;
     };
+    scratch.tos = service_class::<F>(packet, scratch.parsed.l3);
     let judgement = judge::<F, P, T>(packet, tables, config, ifindex, scratch, &endpoint, network);
     let judgement = Judgement::encode(judgement, F::VERSION, endpoint.network);
     if scratch.parsed.kind == Kind::IcmpError {

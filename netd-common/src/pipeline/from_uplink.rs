@@ -4,11 +4,11 @@
 //! that it owns. Everything else is the host's, and passes untouched.
 
 use crate::{
-    abi::{Config, local_kind},
+    abi::{Config, flow_flag, local_kind},
     decide::check_source,
     drop::DropReason,
     packet::Packet,
-    parse::{Kind, parse},
+    parse::{Kind, parse, service_class},
     room,
     sabotage::{Check, enforced},
     tables::{Scratch, Steps, Tables},
@@ -96,10 +96,15 @@ fn ip<F: Family, P: Packet, T: Steps<F>>(
 
 /// Everything but the fast path.
 #[inline(always)]
-pub(super) fn slow<F: Family, T: Steps<F>>(tables: &T, ifindex: u32) -> u64 {
+pub(super) fn slow<F: Family, P: Packet, T: Steps<F>>(packet: &P, tables: &T, ifindex: u32) -> u64 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::PASSED.0;
     };
+    scratch.tos = service_class::<F>(packet, scratch.parsed.l3);
+    scratch.sender = [0; 6];
+    if scratch.parsed.l3 == ETH_LEN {
+        scratch.sender = packet.read::<Eth>(0).map_or([0; 6], |eth| eth.src);
+    }
     let judgement = Judgement::encode(
         judge::<F, T>(tables, config, ifindex, scratch),
         F::VERSION,
@@ -142,6 +147,10 @@ fn judge<F: Family, T: Steps<F>>(
                 .and_then(|e| tables.network(e.network));
             check_source::<F, T>(tables, scratch, ifindex, network.map_or(0, |n| n.bridge))?;
             slot.set_in_ifindex(ifindex);
+            if slot.flags() & flow_flag::REPLY == 0 {
+                // By the rules of this interface, and with its way back.
+                slot.set_epoch(config.epoch.wrapping_sub(1));
+            }
         }
         fragments::may_use(scratch, &slot)?;
         return Ok(Judgement::Proceed);

@@ -30,7 +30,7 @@ use crate::{
 
 use super::{
     Verdict,
-    continuing::{ask, is_same_flow, is_uplink_side, reroute},
+    continuing::{ask, is_same_flow, is_uplink_side},
     lead, steps,
 };
 
@@ -118,14 +118,14 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
     if other.generation() != slot.generation() || silence > state.lifetime() {
         return Verdict::drop(DropReason::FlowEnded).0;
     }
-    if decision != steps::UNDECIDED {
+    if decision < steps::ROUTED {
         if !or_drop!(is_same_flow::<F, T>(
             tables, scratch, &slot, &other, decision
         )) {
             return Verdict::drop(DropReason::FlowEnded).0;
         }
         slot.set_epoch(config.epoch);
-    } else {
+    } else if decision == steps::UNDECIDED {
         or_drop!(check_sender::<F, P, T>(
             packet, tables, scratch, &slot, from
         ));
@@ -134,11 +134,9 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
         }
     }
     let to_uplink = slot.flags() & flow_flag::TO_ENDPOINT == 0;
-    if to_uplink
-        && now.wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
-        && !or_drop!(reroute::<F, T>(tables, scratch, &slot, from.ifindex))
+    if to_uplink && decision != steps::ROUTED && now.wrapping_sub(slot.routed_at()) > ROUTE_LIFETIME
     {
-        return decide_again::<F, T>(tables, scratch, &slot, &other);
+        return steps::REROUTE;
     }
     steps::SEND_ERROR
 }

@@ -12,7 +12,9 @@ mod icmp_error;
 mod mss;
 mod refusal;
 pub mod steps;
+mod symmetric;
 mod to_endpoint;
+mod way;
 
 pub use self::bridge_guard::{bridge_guard_in, bridge_guard_out};
 pub use self::from_endpoint::from_endpoint;
@@ -67,7 +69,7 @@ pub enum Outcome {
     Neighbour6(u32),
     /// Out of this host veth, addressed to its container's MAC.
     Endpoint(u32),
-    /// Out of this interface, which has no Ethernet header and no neighbours.
+    /// Out of this interface as it is: it has no Ethernet header, or the packet bears it already.
     Device(u32),
     /// Dropped, and answered: the answer is in the packet's place, for the container that it came
     /// from.
@@ -296,11 +298,7 @@ fn lead<F: Family, P: Packet>(
     let flags = slot.flags();
     let via = slot.via();
     if flags & flow_flag::TO_ENDPOINT != 0 {
-        let header = Eth {
-            dst: [via[0], via[1], via[2], via[3], via[4], via[5]],
-            src: [via[6], via[7], via[8], via[9], via[10], via[11]],
-            ethertype: F::ETHERTYPE,
-        };
+        let header = frame_header::<F>(via);
         if l3 == 0 {
             packet.push_ethernet(header)?;
         } else {
@@ -310,6 +308,9 @@ fn lead<F: Family, P: Packet>(
     }
     *hop = via;
     let action = if flags & flow_flag::HOP == 0 {
+        if flags & flow_flag::LINK != 0 {
+            packet.write(0, frame_header::<F>(via))?;
+        }
         DEVICE
     } else if flags & flow_flag::HOP_V6 != 0 {
         NEIGHBOUR6
@@ -317,6 +318,16 @@ fn lead<F: Family, P: Packet>(
         NEIGHBOUR4
     };
     Ok(Verdict::new(action, slot.out_ifindex()))
+}
+
+/// The Ethernet header of which [`crate::abi::Flow::via`] holds the addresses.
+#[inline(always)]
+fn frame_header<F: Family>(via: [u8; 16]) -> Eth {
+    Eth {
+        dst: [via[0], via[1], via[2], via[3], via[4], via[5]],
+        src: [via[6], via[7], via[8], via[9], via[10], via[11]],
+        ethertype: F::ETHERTYPE,
+    }
 }
 
 /// A packet that is larger than the MTU on its way may go all the same if nobody asked that it stay

@@ -20,7 +20,7 @@ use crate::{
 
 use super::{
     DROP as DROP_ACTION, PASS as PASS_ACTION, PEER as PEER_ACTION, Verdict, continuing, deliver,
-    fragmenting, fragments, icmp_error as about, mss, refusal, yields,
+    fragmenting, fragments, icmp_error as about, mss, refusal, symmetric, way, yields,
 };
 
 /// The actions of a [`Verdict`], as they stand in one.
@@ -38,6 +38,10 @@ const DECIDE: u64 = 0x72 << 32;
 pub(super) const PROMOTE: u64 = 0x73 << 32;
 /// No [`Verdict`] has this action: translate the ICMP error and send it.
 pub(super) const SEND_ERROR: u64 = 0x74 << 32;
+/// No [`Verdict`] has this action: the packet's way has to be looked up first.
+pub(super) const REROUTE: u64 = 0x75 << 32;
+/// No [`Verdict`] has this action: it was, and the packet may go on.
+pub(super) const REROUTED: u64 = 0x76 << 32;
 /// Beside a [`Verdict`]: the packet is an ICMP error, and this holds only if it is about no flow of
 /// netd's. In the place of the family, which is 4 or 6.
 const ABOUT_A_FLOW: u64 = 1 << 46;
@@ -106,12 +110,23 @@ fn carry_out<F: Family, P: Packet, T: Steps<F>>(
     }
     let network = judgement as u16;
     if judgement & ACTION == PROCEED {
-        let mut verdict = tables.proceed(packet, ifindex, UNDECIDED);
+        let mut verdict = tables.proceed(packet, UNDECIDED);
         if verdict & ACTION == DECIDE {
             let opened_on = verdict as u32;
             let network = (verdict >> 48) as u32;
             let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
-            verdict = tables.proceed(packet, ifindex, decision);
+            verdict = tables.proceed(packet, decision);
+        }
+        if verdict & ACTION == REROUTE {
+            verdict = tables.reroute(packet, ifindex);
+            if verdict & ACTION == REROUTED {
+                verdict = tables.proceed(packet, ROUTED);
+            } else if verdict & ACTION == DECIDE {
+                let opened_on = verdict as u32;
+                let network = (verdict >> 48) as u32;
+                let decision = decide::<F, T>(tables, opened_on, network, AGAIN);
+                verdict = tables.proceed(packet, decision);
+            }
         }
         if verdict & ACTION == PROMOTE {
             verdict = match decode(tables.promote()) {
@@ -169,11 +184,27 @@ fn about_a_flow<F: Family, P: Packet, T: Steps<F>>(
         let decision = decide::<F, T>(tables, opened_on, opener, AGAIN);
         verdict = tables.icmp_error(packet, ifindex, u32::from(network), decision);
     }
-    if verdict & ACTION == SEND_ERROR {
-        verdict = tables.send_error(packet);
-    }
     if verdict & ACTION == OPEN {
         return otherwise;
+    }
+    if verdict & ACTION == REROUTE {
+        verdict = tables.reroute(packet, ifindex);
+        let mut decision = ROUTED;
+        if verdict & ACTION == DECIDE {
+            let opened_on = verdict as u32;
+            let opener = (verdict >> 48) as u32;
+            decision = decide::<F, T>(tables, opened_on, opener, AGAIN);
+        }
+        if verdict & ACTION == DECIDE || verdict & ACTION == REROUTED {
+            verdict = tables.icmp_error(packet, ifindex, u32::from(network), decision);
+        }
+        if verdict & ACTION == OPEN {
+            // The flow has ended meanwhile.
+            verdict = Verdict::drop(DropReason::FlowEnded).0;
+        }
+    }
+    if verdict & ACTION == SEND_ERROR {
+        verdict = tables.send_error(packet);
     }
     Verdict(verdict).of(F::VERSION, network)
 }
@@ -223,8 +254,12 @@ pub fn from_endpoint<F: Family, P: Packet, T: Steps<F>>(
 
 /// A parsed packet of an uplink that the fast path did not take.
 #[inline(always)]
-pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(_: &mut P, tables: &T, ifindex: u32) -> u64 {
-    super::from_uplink::slow::<F, T>(tables, ifindex)
+pub fn from_uplink<F: Family, P: Packet, T: Steps<F>>(
+    packet: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> u64 {
+    super::from_uplink::slow::<F, P, T>(packet, tables, ifindex)
 }
 
 /// A fragment, before it is judged: looks up its packet in `FRAGMENTS_*`.
@@ -291,13 +326,12 @@ pub fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: u64) {
 pub fn proceed<F: Family, P: Packet, T: Steps<F>>(
     packet: &mut P,
     tables: &T,
-    ifindex: u32,
     decision: u32,
 ) -> u64 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return Verdict::drop(DropReason::HelperFailed).0;
     };
-    continuing::proceed::<F, P, T>(packet, tables, config, ifindex, scratch, decision)
+    continuing::proceed::<F, P, T>(packet, tables, config, scratch, decision)
 }
 
 /// [`quoted::find`] what the ICMP error in hand is about, for `scratch.quoted`. 1: found.
@@ -355,6 +389,17 @@ pub(super) fn ask(opened_on: u32, network: u16) -> u64 {
 
 /// Argument of [`proceed`]: nothing was decided about the flow this time.
 pub const UNDECIDED: u32 = u32::MAX;
+/// Argument of [`proceed`]: [`reroute`] has just looked up the packet's way.
+pub const ROUTED: u32 = u32::MAX - 1;
+
+/// Looks up the way of a known flow's packet. Returns what [`proceed`] does, or that it may go on.
+#[inline(always)]
+pub fn reroute<F: Family, P: Packet, T: Steps<F>>(packet: &mut P, tables: &T, ifindex: u32) -> u64 {
+    let Some(scratch) = tables.scratch() else {
+        return Verdict::drop(DropReason::HelperFailed).0;
+    };
+    way::reroute::<F, P, T>(packet, tables, ifindex, scratch)
+}
 
 /// Sends the packet along the flow that was just created for it, or promoted by it. Returns a
 /// [`Verdict`].
@@ -572,6 +617,7 @@ pub fn prepare<F: Family, T: Steps<F>>(tables: &T) -> u32 {
     let (Some(config), Some(scratch)) = (tables.config(), tables.scratch()) else {
         return encode(DropReason::HelperFailed);
     };
+    symmetric::learn::<F, T>(tables, scratch);
     let state = initial_state::<F>(&scratch.parsed);
     match flow::prepare::<F, T>(tables, config, scratch, state) {
         Ok(()) => FORWARD,

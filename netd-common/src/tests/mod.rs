@@ -14,7 +14,9 @@ mod mss;
 mod properties;
 mod publishing;
 mod room;
+mod routes;
 mod sctp;
+mod symmetric;
 mod tunnels;
 
 use std::marker::PhantomData;

@@ -8,7 +8,7 @@ use super::model::{Family, NatPorts, Network};
 use super::network::NetworkDraft;
 use super::publish::PublishDraft;
 use super::read::Draft;
-use super::words::{Protocol, ReturnPath};
+use super::words::Protocol;
 
 const SSH: u16 = 22;
 
@@ -44,15 +44,6 @@ pub(super) fn find(draft: &Draft, findings: &mut Findings) {
 fn idle_uplinks(draft: &Draft, findings: &mut Findings) {
     for uplink in &draft.uplinks {
         let name = &uplink.uplink.name;
-        if uplink.uplink.return_path == Some(ReturnPath::Symmetric) {
-            findings.push(
-                Finding::warning(
-                    uplink.at.clone(),
-                    "`return_path = \"symmetric\"` has no effect in this version: replies follow the routes",
-                )
-                .help("an `ip rule from` the uplink's address leads replies out of it"),
-            );
-        }
         if !name.is_exact() {
             continue;
         }

@@ -241,14 +241,6 @@ impl Engine {
         self.save();
     }
 
-    /// Every flow looks up its route again.
-    pub(super) fn bump_epoch(&mut self) {
-        if let Err(error) = self.kernel.bump_epoch() {
-            self.bump_owed = true;
-            tracing::debug!("{error}");
-        }
-    }
-
     /// Sets or clears the alarm; the state file says so at once.
     pub(super) fn alarm(&mut self, message: Option<String>) {
         let now = self.state.alarm.as_ref().map(|alarm| &alarm.message);

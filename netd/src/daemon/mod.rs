@@ -5,6 +5,7 @@
 
 pub mod control;
 mod engine;
+mod epoch;
 mod file_watch;
 mod kernel_nat;
 mod lock;
@@ -34,6 +35,7 @@ use crate::logging::{self, Logging, RepeatedError};
 use crate::run_state::{Fallbacks, RunFiles, RunState, SourceAddress, running_pid};
 use control::{Answer, AskError, Command};
 use engine::{Engine, summary};
+use epoch::EpochKeeper;
 use file_watch::FileWatch;
 use nat_watch::{NatWatch, Pressure};
 
@@ -45,8 +47,6 @@ const COALESCE: Duration = Duration::from_millis(50);
 /// So do forwarding entries that bridges learn and forget: only a container that could not be
 /// asked is found by them.
 const COALESCE_NEIGHBOURS: Duration = Duration::from_secs(1);
-/// Flows look up their routes again at most ten times a second.
-const BUMP_INTERVAL: Duration = Duration::from_millis(100);
 /// Without any event, for what sends none (port ranges).
 const RESYNC: Duration = Duration::from_secs(60);
 /// After a change: the Engine binds its sockets to published ports, and sockets of the host end, a
@@ -275,21 +275,21 @@ async fn serve(
     for note in kernel.notes() {
         tracing::warn!("{note}");
     }
+    let epoch = EpochKeeper::start(kernel.epoch())?;
     let engine = Engine::new(loaded.config.clone(), kernel, state, files.state.clone())?;
     let mut daemon = Daemon {
         options,
         logging,
         pin_dir,
         engine,
+        epoch,
         text: loaded.text,
         refusal: None,
         previous: None,
         sync_at: None,
         synced: None,
         watch_at: None,
-        bump_at: None,
         file_at: None,
-        bumped: None,
         nat_at: None,
         pressure: Pressure::default(),
         retry: RETRY,
@@ -352,7 +352,6 @@ async fn serve(
                 }
                 daemon.woken(woken);
             }
-            () = until(daemon.bump_at) => daemon.bump(),
             () = until(daemon.sync_at) => daemon.sync(&mut watch),
             Some((command, answer)) = commands.recv() => match command {
                 // The client may have gone.
@@ -387,7 +386,8 @@ async fn serve(
     daemon.engine.state.stopped_at = Some(Timestamp::now());
     daemon.engine.save();
     tracing::info!("netd leaves; the data plane stays in force as it is");
-    // While the lock is held: the next daemon makes its own.
+    // While the lock is held: the next daemon makes its own, and is the only one to write.
+    drop(daemon.epoch);
     let _ = std::fs::remove_file(&files.socket);
     drop(lock);
     if let Some(answer) = answer {
@@ -489,6 +489,8 @@ struct Daemon<'a> {
     logging: Logging,
     pin_dir: PathBuf,
     engine: Engine,
+    /// Tells flows of changed routes before the next synchronisation does.
+    epoch: EpochKeeper,
     /// The text of the file that was read last, valid or not.
     text: String,
     /// Why the file that is there now is not in force.
@@ -499,10 +501,8 @@ struct Daemon<'a> {
     synced: Option<Instant>,
     /// The host's changes are not asked for before.
     watch_at: Option<Instant>,
-    bump_at: Option<Instant>,
     /// The file may have changed; it is read then.
     file_at: Option<Instant>,
-    bumped: Option<Instant>,
     /// Scarce source ports are looked into then.
     nat_at: Option<Instant>,
     pressure: Pressure,
@@ -525,15 +525,6 @@ impl Daemon<'_> {
         };
         tracing::debug!(?wake, "woken");
         let now = Instant::now();
-        if wake.affects_routing() {
-            // The first at once; a storm of them at most ten times a second.
-            match self.bumped {
-                Some(last) if now < last + BUMP_INTERVAL => {
-                    self.bump_at.get_or_insert(last + BUMP_INTERVAL);
-                }
-                _ => self.bump(),
-            }
-        }
         let at = if wake == Wake::NEIGHBOURS {
             now + COALESCE_NEIGHBOURS
         } else if wake.contains(Wake::LINKS) {
@@ -547,18 +538,13 @@ impl Daemon<'_> {
         self.sync_at = Some(self.sync_at.map_or(at, |planned| planned.min(at)));
     }
 
-    fn bump(&mut self) {
-        self.bump_at = None;
-        self.bumped = Some(Instant::now());
-        self.engine.bump_epoch();
-    }
-
     fn sync(&mut self, watch: &mut HostWatch) {
         let began = Instant::now();
         let result = self.engine.sync();
         self.synced = Some(Instant::now());
         let error = match result {
             Ok(synced) => {
+                self.epoch.set_bridges(synced.bridges.clone());
                 watch.set_bridges(synced.bridges);
                 if let Some(report) = self.sync_errors.recovered() {
                     tracing::info!(failures = report.count, "synchronised again");

@@ -24,7 +24,7 @@ impl Pinned {
     /// # Errors
     /// When the configuration cannot be read.
     pub fn is_draining(&self) -> Result<bool, DataplaneError> {
-        Ok(self.maps.config()?.flags & config_flag::DRAIN != 0)
+        Ok(self.maps.config.read()?.flags & config_flag::DRAIN != 0)
     }
 
     /// How many flows would be cut if netd went now. Connections that are closed, and flows that

@@ -13,6 +13,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader};
 use netd_common::abi::{self, NatPressure, config_flag, flow_table, map};
 
+use super::config_map::Epoch;
 use super::maps::Maps;
 use super::shape::{ShapeError, check, is_sized_by_memory, shapes};
 use super::sys::tcx_links;
@@ -162,7 +163,7 @@ impl Pinned {
     ) -> Result<Actual, DataplaneError> {
         Ok(Actual {
             tables: self.maps.rows()?,
-            config: self.maps.config()?,
+            config: self.maps.config.read()?,
             attachments: self.attachments(facts, is_current)?,
         })
     }
@@ -344,14 +345,14 @@ impl Kernel {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
         let programs = load_programs(&mut ebpf, |hook| !hook.is_rare())?;
-        let mut maps = Maps::open(&maps)?;
-        let mut config = maps.config()?;
-        config.seats = seats(&entries);
-        if config.seed == 0 {
-            config.seed = random_seed();
-            config.epoch = 1;
-        }
-        maps.set_config(config)?;
+        let maps = Maps::open(&maps)?;
+        maps.config.change(|config| {
+            config.seats = seats(&entries);
+            if config.seed == 0 {
+                config.seed = random_seed();
+                config.epoch = 1;
+            }
+        })?;
         Ok(Self {
             pinned: Pinned {
                 root,
@@ -389,7 +390,7 @@ impl Kernel {
     pub(crate) fn read_without_tables(&self, facts: &HostFacts) -> Result<Actual, DataplaneError> {
         let current = |hook, id| self.programs.get(&hook) == Some(&id);
         Ok(Actual {
-            config: self.pinned.maps.config()?,
+            config: self.pinned.maps.config.read()?,
             attachments: self.pinned.attachments(facts, current)?,
             ..Actual::default()
         })
@@ -445,7 +446,12 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be read.
     pub fn config(&self) -> Result<abi::Config, DataplaneError> {
-        self.pinned.maps.config()
+        self.pinned.maps.config.read()
+    }
+
+    /// Raises the epoch from any thread.
+    pub fn epoch(&self) -> Epoch {
+        self.pinned.maps.config.epoch()
     }
 
     /// Interfaces that got their clsact qdisc from netd.
@@ -455,9 +461,11 @@ impl Kernel {
 
     /// Notes when the data plane last agreed with the file and the host.
     pub fn synchronised(&mut self) -> Result<(), DataplaneError> {
-        let mut config = self.pinned.maps.config()?;
-        config.synced_at = (host::boottime_nanoseconds() / 1_000_000_000) as u32;
-        self.pinned.maps.set_config(config)
+        let now = (host::boottime_nanoseconds() / 1_000_000_000) as u32;
+        self.pinned
+            .maps
+            .config
+            .change(|config| config.synced_at = now)
     }
 
     /// Loads a program that no interface needed before.
@@ -587,22 +595,16 @@ impl Dataplane for Pinned {
     }
 
     fn configure(&mut self, config: &abi::Config) -> Result<(), DataplaneError> {
-        let now = self.maps.config()?;
-        self.maps.set_config(abi::Config {
-            flags: config.flags & !config_flag::PASSING | now.flags & config_flag::PASSING,
-            nat_first: config.nat_first,
-            nat_last: config.nat_last,
-            netns_cookie: config.netns_cookie,
-            ..now
+        self.maps.config.change(|now| {
+            now.flags = config.flags & !config_flag::PASSING | now.flags & config_flag::PASSING;
+            now.nat_first = config.nat_first;
+            now.nat_last = config.nat_last;
+            now.netns_cookie = config.netns_cookie;
         })
     }
 
     fn bump_epoch(&mut self) -> Result<(), DataplaneError> {
-        let now = self.maps.config()?;
-        self.maps.set_config(abi::Config {
-            epoch: now.epoch.wrapping_add(1),
-            ..now
-        })
+        self.maps.config.epoch().bump()
     }
 
     fn set_sysctl(&mut self, name: &str, value: &str) -> Result<(), DataplaneError> {

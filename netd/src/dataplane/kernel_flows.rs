@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use netd_common::abi::{
-    self, Flow, KernelFlow, Tuple, V4Addr, V6Addr, config_flag, kernel_flow_flag,
-};
+use netd_common::abi::{Flow, KernelFlow, Tuple, V4Addr, V6Addr, config_flag, kernel_flow_flag};
 use netd_common::conntrack::idle;
 use netd_common::kernel_flow::lifetime;
 use netd_common::wire::Wire;
@@ -97,7 +95,7 @@ impl Kernel {
         known: Option<&[ConntrackFlow]>,
     ) -> Result<LeftToKernel, DataplaneError> {
         let maps = &mut self.pinned.maps;
-        if maps.config()?.flags & config_flag::KERNEL_FLOWS == 0 {
+        if maps.config.read()?.flags & config_flag::KERNEL_FLOWS == 0 {
             return Ok(LeftToKernel::default());
         }
         let ends: Option<HashSet<(u8, FlowEnds)>> = known.map(|known| {
@@ -122,16 +120,13 @@ impl Kernel {
 impl Pinned {
     /// Sets or clears a bit of [`config_flag::PASSING`].
     pub(super) fn set_passing(&mut self, bit: u32, on: bool) -> Result<(), DataplaneError> {
-        let now = self.maps.config()?;
-        let flags = if on {
-            now.flags | bit
-        } else {
-            now.flags & !bit
-        };
-        if flags == now.flags {
-            return Ok(());
-        }
-        self.maps.set_config(abi::Config { flags, ..now })
+        self.maps.config.change(|config| {
+            config.flags = if on {
+                config.flags | bit
+            } else {
+                config.flags & !bit
+            };
+        })
     }
 }
 
@@ -242,7 +237,7 @@ where
 /// Forgets every flow that the filter matches; how many entries there were. The kernel goes on
 /// knowing them, but their packets are judged like any others.
 pub(super) fn end(maps: &mut Maps, filter: &FlowFilter) -> Result<usize, DataplaneError> {
-    if filter.is_empty() || maps.config()?.flags & config_flag::KERNEL_FLOWS == 0 {
+    if filter.is_empty() || maps.config.read()?.flags & config_flag::KERNEL_FLOWS == 0 {
         return Ok(0);
     }
     Ok(end_in(&mut maps.kernel_v4, filter)? + end_in(&mut maps.kernel_v6, filter)?)

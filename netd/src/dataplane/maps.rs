@@ -8,13 +8,14 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key as LpmKey;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use netd_common::abi::{
-    self, Backend, Endpoint, EndpointAddress, Flow, Holding, IpsecPolicy, KernelFlow, LocalAddress,
+    Backend, Endpoint, EndpointAddress, Flow, Holding, IpsecPolicy, KernelFlow, LocalAddress,
     Network, NetworkInterface, PortPrefix, Subnet, Suppressed, SuppressedHop, Tuple, Uplink,
     V4Addr, V6Addr, map,
 };
 use netd_common::wire::Wire;
 
 use super::DataplaneError;
+use super::config_map::ConfigMap;
 use super::host_sockets::SocketTable;
 use super::pod::Pod;
 use super::tables::{Prefix, Row, RowKey, Tables, for_each_table};
@@ -187,7 +188,7 @@ macro_rules! define {
     ($($field:ident $variant:ident $kind:ident($key:ty => $value:ty) $name:ident,)+) => {
         /// Every map that the daemon reads or writes.
         pub(super) struct Maps {
-            config: Array<MapData, Pod<abi::Config>>,
+            pub(super) config: ConfigMap,
             $($field: $kind<$key, $value>,)+
             pub(super) flows_v4: FlowTable<V4Addr>,
             pub(super) flows_v6: FlowTable<V6Addr>,
@@ -203,7 +204,7 @@ macro_rules! define {
             /// Opens the maps that are pinned in `directory`. Their shapes must have been checked.
             pub(super) fn open(directory: &Path) -> Result<Self, DataplaneError> {
                 Ok(Self {
-                    config: pinned(directory, map::CONFIG, |map| Array::try_from(map))?,
+                    config: ConfigMap::open(directory)?,
                     $($field: pinned(directory, map::$name, |map| {
                         <$kind<$key, $value> as TypedMap<$key, $value>>::from_map(map)
                     })?,)+
@@ -266,14 +267,6 @@ macro_rules! define {
 for_each_table!(define);
 
 impl Maps {
-    /// The configuration element.
-    pub(super) fn config(&self) -> Result<abi::Config, DataplaneError> {
-        let config = self.config.get(&0, 0);
-        config
-            .map(|config| config.0)
-            .map_err(|error| unreadable(map::CONFIG, error))
-    }
-
     /// Sets how many flows each container has; who is not named and has no interface any more is
     /// forgotten.
     pub(super) fn set_holdings(
@@ -306,17 +299,6 @@ impl Maps {
             row: format!("interface {owner}"),
             source: cause(error),
         })
-    }
-
-    /// Writes the configuration element.
-    pub(super) fn set_config(&mut self, config: abi::Config) -> Result<(), DataplaneError> {
-        self.config
-            .set(0, Pod(config), 0)
-            .map_err(|error| DataplaneError::Map {
-                map: map::CONFIG,
-                row: "the configuration".to_owned(),
-                source: cause(error),
-            })
     }
 }
 

@@ -18,6 +18,7 @@
 mod bpf_log;
 mod cgroup;
 pub mod clsact;
+mod config_map;
 mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 use netd_common::abi::{self, hook};
 use thiserror::Error;
 
+pub use config_map::Epoch;
 pub use kernel::{Features, Kernel, LoadOptions, OBJECT, Pinned, detach_clsact, load_unattached};
 pub use kernel_flows::{LeftToKernel, TakenOver};
 pub use shape::{Shape, ShapeError};

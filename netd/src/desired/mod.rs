@@ -376,7 +376,17 @@ fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out
             continue;
         }
         let managed = |m: &Managed<'_>| m.network.bridge.as_str() == link.name;
-        if networks.iter().any(managed) {
+        if networks.iter().any(managed) || link.kind == LinkKind::Vrf {
+            continue;
+        }
+        if let Some(vrf) = link.vrf {
+            let name = facts.link(vrf.ifindex).map_or("?", |vrf| vrf.name.as_str());
+            out.warnings.push(format!(
+                "{} belongs to the VRF {name} (table {}), and netd serves no VRF: nothing that arrives there is \
+                 translated, and what a route leads out of it is dropped (unmanaged-egress); \
+                 `ip link set {} nomaster` takes it out, and `uplinks` of [host] without it says that this is meant",
+                link.name, vrf.table, link.name
+            ));
             continue;
         }
         let policy = config.uplink_policy(&link.name);
@@ -395,10 +405,15 @@ fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out
             link.rp_filter == RpFilter::Strict,
             uplink_flag::STRICT_RP_FILTER,
         );
-        set(
-            policy.return_path == ReturnPath::Symmetric,
-            uplink_flag::SYMMETRIC,
-        );
+        let symmetric = policy.return_path == ReturnPath::Symmetric;
+        set(symmetric, uplink_flag::SYMMETRIC);
+        if symmetric && link.rp_filter == RpFilter::Strict {
+            out.warnings.push(format!(
+                "{}: `return_path = \"symmetric\"` answers whom no route leads to, but rp_filter is strict there and \
+                 refuses them first; `sysctl net.ipv4.conf.{}.rp_filter=2` (and the same of `all`, unless it is 0) lets them in",
+                link.name, link.name
+            ));
+        }
         set(loopback, uplink_flag::LOOPBACK);
         out.tables.uplinks.insert(
             link.ifindex,
@@ -425,7 +440,7 @@ fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out
 }
 
 /// Packets of the interface reach the IP layer as its own: it is not a port of a bridge, bond or
-/// team, which take them first. A VRF's members are L3 interfaces.
+/// team, which take them first. A VRF's members are L3 interfaces, but of a table of their own.
 fn is_l3(facts: &HostFacts, link: &Link) -> bool {
     let port = link.master.is_some_and(|master| {
         facts

@@ -1,5 +1,5 @@
 use super::*;
-use crate::host::{Address, FoundBy, LocalPrefix, MacAddr};
+use crate::host::{Address, FoundBy, LocalPrefix, MacAddr, Vrf};
 
 pub(crate) const BRIDGE: u32 = 10;
 pub(crate) const VETH: u32 = 20;
@@ -376,15 +376,14 @@ fn uplinks_are_l3_interfaces_that_the_file_admits() {
         link(32, "virbr0", LinkKind::Bridge, None),
         link(33, "vnet0", LinkKind::Tap, Some(32)),
         link(34, "tailscale0", LinkKind::Tun, None),
-        link(35, "vrf0", LinkKind::Vrf, None),
-        link(36, "eth2", LinkKind::Physical, Some(35)),
+        link(36, "eth2", LinkKind::Physical, None),
         link(37, "ifb0", LinkKind::Ifb, None),
     ]);
     facts.links[1].rp_filter = RpFilter::Strict;
     let text = format!("[host]\ntrust = [\"tailscale0\"]\n{WEB}");
     let got = wanted(&text, &facts);
     let uplinks: Vec<u32> = got.tables.uplinks.keys().copied().collect();
-    assert_eq!(uplinks, [1, UPLINK, 30, 32, 34, 35, 36]);
+    assert_eq!(uplinks, [1, UPLINK, 30, 32, 34, 36]);
     assert_eq!(
         got.tables.uplinks[&34].flags,
         uplink_flag::L3 | uplink_flag::CONTAINERS_PUBLISHED
@@ -398,6 +397,50 @@ fn uplinks_are_l3_interfaces_that_the_file_admits() {
     let got = wanted(&text, &facts);
     let uplinks: Vec<u32> = got.tables.uplinks.keys().copied().collect();
     assert_eq!(uplinks, [1, UPLINK, 36], "lo always");
+}
+
+#[test]
+fn an_uplink_of_a_vrf_is_refused_with_the_reason() {
+    let mut facts = host();
+    let mut bond = link(36, "bond2", LinkKind::Bond, Some(35));
+    bond.vrf = Some(Vrf {
+        ifindex: 35,
+        table: 1035,
+    });
+    facts.links.extend([
+        link(35, "blue", LinkKind::Vrf, None),
+        bond,
+        link(37, "eth3", LinkKind::Physical, None),
+    ]);
+    let got = wanted(WEB, &facts);
+    let uplinks: Vec<u32> = got.tables.uplinks.keys().copied().collect();
+    assert_eq!(uplinks, [1, UPLINK, 37], "eth3 is none of its members");
+    let attached = |ifindex| got.attachments.keys().any(|at| at.ifindex == ifindex);
+    assert!(attached(37) && !attached(36) && !attached(35));
+    let [warning] = &got.warnings[..] else {
+        panic!("{:?}", got.warnings);
+    };
+    assert!(
+        warning.starts_with("bond2 belongs to the VRF blue (table 1035)"),
+        "{warning}"
+    );
+
+    // Who leaves it out on purpose is not told.
+    let got = wanted(&format!("[host]\nuplinks = [\"up0\"]\n{WEB}"), &facts);
+    assert_eq!(got.warnings, [""; 0]);
+}
+
+#[test]
+fn a_strict_rp_filter_is_told_where_replies_are_symmetric() {
+    let mut facts = host();
+    let text = format!("{WEB}[[uplink]]\nname = \"up0\"\nreturn_path = \"symmetric\"\n");
+    for (filter, warnings) in [(RpFilter::Loose, 0), (RpFilter::Strict, 1)] {
+        facts.links[1].rp_filter = filter;
+        let got = wanted(&text, &facts);
+        let flags = got.tables.uplinks[&UPLINK].flags;
+        assert_ne!(flags & uplink_flag::SYMMETRIC, 0);
+        assert_eq!(got.warnings.len(), warnings, "{:?}", got.warnings);
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::link::*;
 use super::netlink::{Attributes, Netlink, ifindex_of, ip_of, push_attribute, u16_at, u32_at};
 
 /// Length of `struct ndmsg`.
-const NDMSG: usize = 12;
+pub(super) const NDMSG: usize = 12;
 // linux/neighbour.h
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
@@ -252,8 +252,8 @@ pub(super) struct Neighbour {
     pub(super) ifindex: u32,
     /// The bridge, in a forwarding table.
     pub(super) master: Option<u32>,
-    mac: Option<MacAddr>,
-    address: Option<IpAddr>,
+    pub(super) mac: Option<MacAddr>,
+    pub(super) address: Option<IpAddr>,
 }
 
 /// Reads `struct ndmsg`: family, padding to 4, ifindex, state (2 bytes), flags, type.

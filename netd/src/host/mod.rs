@@ -18,6 +18,7 @@ mod listeners;
 mod machine;
 pub(crate) mod netlink;
 mod probe;
+mod route_watch;
 mod routes;
 mod rules;
 mod sock_destroy;
@@ -40,6 +41,7 @@ pub use kernel::{
 pub use link::*;
 pub use listeners::{ListenerProtocol, LocalListener, local_listeners};
 pub use machine::{KernelClock, boot_id, boottime_nanoseconds, monotonic_nanoseconds, ram_bytes};
+pub use route_watch::{ContainerBridges, RouteWatch};
 pub use rules::PolicyRule;
 pub use sock_destroy::{OpenSocket, SocketEnder, open_sockets};
 pub use sysctl::{Restored, SysctlChange, read_sysctl, set_bridge_forwarding, set_sysctl};

@@ -65,7 +65,7 @@ pub struct HostWatch {
 }
 
 /// `RTNLGRP_NEXTHOP`; not in libc.
-const RTNLGRP_NEXTHOP: u32 = 32;
+pub(super) const RTNLGRP_NEXTHOP: u32 = 32;
 const XFRMNLGRP_POLICY: u32 = 4;
 const OWN_GROUPS: [u32; 12] = [
     libc::RTNLGRP_LINK,
@@ -155,6 +155,19 @@ impl HostWatch {
 }
 
 fn subscribe(protocol: i32, groups: &[u32], all: bool) -> io::Result<AsyncFd<Socket>> {
+    let socket = open(protocol, groups, all)?;
+    // SAFETY: the socket owns its descriptor and closes it when dropped; nothing here takes the
+    // descriptor out of it or clones it.
+    let registered = unsafe { AsyncFd::register(socket) };
+    Ok(registered?)
+}
+
+/// A socket that hears these groups, for a thread without a runtime. Reading does not block.
+pub(super) fn listen(protocol: i32, groups: &[u32]) -> io::Result<Socket> {
+    open(protocol, groups, false)
+}
+
+fn open(protocol: i32, groups: &[u32], all: bool) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol as isize)?;
     socket.bind_auto()?;
     socket.set_non_blocking(true)?;
@@ -173,17 +186,14 @@ fn subscribe(protocol: i32, groups: &[u32], all: bool) -> io::Result<AsyncFd<Soc
             joined => joined?,
         }
     }
-    // SAFETY: the socket owns its descriptor and closes it when dropped; nothing here takes the
-    // descriptor out of it or clones it.
-    let registered = unsafe { AsyncFd::register(socket) };
-    Ok(registered?)
+    Ok(socket)
 }
 
 /// Reads what is queued. True when nothing is left.
-fn drain(
+pub(super) fn drain(
     socket: &Socket,
     buffer: &mut [u8],
-    read: impl Fn(&Message<'_>, Option<i32>) -> Wake,
+    mut read: impl FnMut(&Message<'_>, Option<i32>) -> Wake,
 ) -> io::Result<(Wake, bool)> {
     let mut wake = Wake::empty();
     let mut control = nix::cmsg_space!(i32);
@@ -229,7 +239,11 @@ fn netnsid_of(control: ControlMessageOwned) -> Option<i32> {
     Some(i32::from_ne_bytes(*id))
 }
 
-fn own_wake(message: &Message<'_>, _: Option<i32>, bridges: Option<&BTreeSet<u32>>) -> Wake {
+pub(super) fn own_wake(
+    message: &Message<'_>,
+    _: Option<i32>,
+    bridges: Option<&BTreeSet<u32>>,
+) -> Wake {
     // linux/rtnetlink.h; not all of them are in libc.
     match message.kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => Wake::LINKS,

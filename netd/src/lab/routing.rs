@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::RulePortRange;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::{RouteMessageBuilder, RouteNextHopBuilder};
 
 use super::device::Mac;
 use super::error::{LabError, Result};
@@ -23,6 +25,7 @@ pub struct Route {
     source: Option<IpAddr>,
     onlink: bool,
     kind: RouteType,
+    hops: Vec<(IpAddr, String)>,
 }
 
 impl Route {
@@ -37,6 +40,7 @@ impl Route {
             source: None,
             onlink: false,
             kind: RouteType::Unicast,
+            hops: Vec::new(),
         }
     }
 
@@ -97,6 +101,12 @@ impl Route {
         }
     }
 
+    /// One more of several next hops of the same weight: a gateway on a device.
+    pub fn hop(mut self, gateway: IpAddr, device: &str) -> Self {
+        self.hops.push((gateway, device.to_owned()));
+        self
+    }
+
     /// Of another kind: blackhole, unreachable, prohibit, throw, local.
     pub fn kind(self, kind: RouteType) -> Self {
         Self { kind, ..self }
@@ -111,7 +121,21 @@ impl Route {
         if let Some(device) = &self.device {
             message = message.output_interface(namespace.ifindex(device)?);
         }
+        if !self.hops.is_empty() {
+            let hops = self.hops.iter().map(|(gateway, device)| {
+                let hop = match gateway {
+                    IpAddr::V4(_) => RouteNextHopBuilder::new_ipv4(),
+                    IpAddr::V6(_) => RouteNextHopBuilder::new_ipv6(),
+                };
+                let hop = hop.interface(namespace.ifindex(device)?);
+                Ok(hop.via(*gateway).map_err(|e| invalid(&e))?.build())
+            });
+            message = message
+                .multipath(hops.collect::<Result<_>>()?)
+                .scope(RouteScope::Universe);
+        }
         message = match (self.via, self.kind) {
+            (None, RouteType::Unicast) if !self.hops.is_empty() => message,
             (Some(gateway), _) => message
                 .gateway(gateway)
                 .map_err(|e| invalid(&e))?
@@ -146,6 +170,7 @@ pub struct Rule {
     attributes: Vec<RuleAttribute>,
     source: Option<IpNet>,
     destination: Option<IpNet>,
+    tos: u8,
 }
 
 impl Rule {
@@ -159,6 +184,7 @@ impl Rule {
             attributes: vec![RuleAttribute::Table(table)],
             source: None,
             destination: None,
+            tos: 0,
         }
     }
 
@@ -209,6 +235,34 @@ impl Rule {
         }
     }
 
+    /// Matches packets of this protocol.
+    pub fn protocol(self, protocol: u8) -> Self {
+        self.with(RuleAttribute::IpProtocol(IpProtocol::from(i32::from(
+            protocol,
+        ))))
+    }
+
+    /// Matches packets from this port; say the protocol as well.
+    pub fn source_port(self, port: u16) -> Self {
+        self.with(RuleAttribute::SourcePortRange(RulePortRange {
+            start: port,
+            end: port,
+        }))
+    }
+
+    /// Matches packets to this port; say the protocol as well.
+    pub fn destination_port(self, port: u16) -> Self {
+        self.with(RuleAttribute::DestinationPortRange(RulePortRange {
+            start: port,
+            end: port,
+        }))
+    }
+
+    /// Matches packets with this TOS byte or traffic class.
+    pub fn tos(self, tos: u8) -> Self {
+        Self { tos, ..self }
+    }
+
     /// Matches what the rest of the rule does not match (`ip rule add not …`).
     pub fn invert(self) -> Self {
         Self {
@@ -229,6 +283,7 @@ impl Rule {
 
     fn fill(self, message: &mut RuleMessage) {
         message.header.action = self.action;
+        message.header.tos = self.tos;
         message
             .attributes
             .push(RuleAttribute::Priority(self.priority));

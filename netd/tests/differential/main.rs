@@ -9,6 +9,7 @@ mod mtu;
 mod programs;
 mod quoted;
 mod random;
+mod rules;
 mod scenario;
 mod test_host;
 mod traffic;

@@ -303,7 +303,8 @@ impl Scenario {
             7 => {
                 let uplink = self.model.uplinks.get_mut(&host.up0.ifindex);
                 if let Some(uplink) = uplink {
-                    uplink.flags ^= uplink_flag::CONTAINERS_PUBLISHED;
+                    uplink.flags ^=
+                        *random.pick(&[uplink_flag::CONTAINERS_PUBLISHED, uplink_flag::SYMMETRIC]);
                 }
             }
             _ => {}
@@ -423,9 +424,17 @@ fn host_addresses(random: &mut Random, model: &mut Model, host: &TestHost) {
         _ => 0,
     };
     let (h4, h6) = (V4::host(), V6::host());
-    uplink(&host.up0, 1500, open, Some((h4[0], h6[0])));
+    let symmetric = |random: &mut Random| {
+        if random.chance(40) {
+            uplink_flag::SYMMETRIC
+        } else {
+            0
+        }
+    };
+    let (first, second) = (symmetric(random), symmetric(random));
+    uplink(&host.up0, 1500, open | first, Some((h4[0], h6[0])));
     let strict = uplink_flag::STRICT_RP_FILTER;
-    uplink(&host.up1, 1400, strict, Some((h4[1], h6[1])));
+    uplink(&host.up1, 1400, strict | second, Some((h4[1], h6[1])));
     uplink(&host.tunnel, 1500, uplink_flag::L3, None);
     let local = |model: &mut Model, addr, bits, kind| model.add_local::<V4>(addr, bits, kind);
     local(model, V4Addr([127, 0, 0, 0]), 8, local_kind::UNICAST);

@@ -9,6 +9,8 @@ use netd_common::tables::{Route as Answer, RouteQuery};
 use netd_common::wire::{Address, V4Addr, V6Addr};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::rules;
+
 /// How many bridges there are. The last one does not forward.
 pub const BRIDGES: usize = 5;
 /// How many host veths of containers there are.
@@ -124,6 +126,7 @@ impl TestHost {
             namespace.add_route(&Route::to(net(v4)).kind(kind))?;
             namespace.add_route(&Route::to(net(v6)).kind(kind))?;
         }
+        rules::add(&namespace)?;
         let listeners = namespace.run(listen)?;
         Ok(Self {
             namespace,
@@ -166,6 +169,7 @@ impl TestHost {
             }
             let [a, b, c, _] = query.dst.0;
             let (number, via, src) = match (a, b, c) {
+                _ if rules::lead_elsewhere(query) => (1, Some([198, 18, 1, 254]), [198, 18, 1, 1]),
                 (198, 18, 0) => (0, None, [198, 18, 0, 1]),
                 (198, 18, 1) => (1, None, [198, 18, 1, 1]),
                 (100, 64, _) => (1, Some([198, 18, 1, 254]), [198, 18, 1, 1]),
@@ -206,6 +210,7 @@ impl TestHost {
             let b = query.dst.0;
             let (first, second) = ([b[0], b[1]], [b[2], b[3]]);
             let (number, via, src) = match (first, second) {
+                _ if rules::lead_elsewhere(query) => (1, Some("fd99:1::fe"), "fd99:1::1"),
                 ([0xfd, 0x99], [0, 0]) if b[4..8] == [0; 4] => (0, None, "fd99::1"),
                 ([0xfd, 0x99], [0, 1]) if b[4..8] == [0; 4] => (1, None, "fd99:1::1"),
                 ([0xfd, 0x64], [0, 0]) => (1, Some("fd99:1::fe"), "fd99:1::1"),

@@ -1,5 +1,6 @@
 //! Random packets: new flows, what follows in the flows that there are, and odd ones.
 
+use netd::lab::Mac;
 use netd_common::abi::{Tuple, flow_flag, hook};
 use netd_common::model::frame::{self, Frame};
 use netd_common::packet::SlicePacket;
@@ -11,6 +12,7 @@ use super::fragments;
 use super::mtu;
 use super::quoted;
 use super::random::Random;
+use super::rules;
 use super::scenario::{Container, LabFamily, Scenario};
 use super::test_host::TestHost;
 
@@ -130,6 +132,7 @@ fn follow_up<F: LabFamily>(
     };
     let payload = random.payload();
     let packet = transport::<F>(key, flags, &payload);
+    let packet = rules::dress(random, packet);
     let mut packet = mtu::dress::<F>(random, packet);
     let ethernet = flow.in_mac;
     let from_container = ethernet != [0; 6];
@@ -142,7 +145,7 @@ fn follow_up<F: LabFamily>(
         .containers
         .iter()
         .find(|c| c.device.ifindex == flow.in_ifindex)
-        .map_or([2, 9, 9, 9, 9, 9], |c| c.mac);
+        .map_or_else(|| station(random), |c| c.mac);
     if random.chance(3) {
         packet.ttl = 1;
     }
@@ -377,12 +380,22 @@ fn any<F: LabFamily>(
     if random.chance(5) {
         frame.ttl = 1;
     }
+    frame = rules::dress(random, frame);
     frame = mtu::dress::<F>(random, frame);
     if F::VERSION == 4 && random.chance(5) {
         frame.options = vec![1; 4 * random.between(1, 10) as usize];
     }
     frame.no_udp_checksum = F::VERSION == 4 && random.chance(10);
     frame
+}
+
+/// Who is on an uplink: one of two routers, seldom an address that no station has.
+fn station(random: &mut Random) -> Mac {
+    match random.below(10) {
+        0 => [3, 9, 9, 9, 9, 9],
+        1..4 => [2, 9, 9, 9, 9, 1],
+        _ => [2, 9, 9, 9, 9, 9],
+    }
 }
 
 /// Neighbour and router discovery.

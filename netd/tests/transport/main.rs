@@ -6,12 +6,17 @@
 //! unload at the end that must leave nothing.
 
 mod answers;
+mod epoch;
+mod fork;
 mod fragments;
 mod icmp_errors;
 mod ipsec;
+mod moving;
 mod mtu;
 mod mtu_tunnel;
 mod path;
+mod routing;
+mod symmetric;
 mod traceroute;
 mod tun;
 mod two_uplinks;

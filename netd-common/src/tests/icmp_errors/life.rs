@@ -144,6 +144,7 @@ fn an_error_after_its_way_was_forgotten<F: Addresses>() {
     let (mut host, [_, back]) = flow::<F>(Kind::Masquerade, proto::UDP, plain).expect("a flow");
     host.model.pass(5);
     host.uplink(UP1).addr_v4 = [198, 18, 1, 1];
+    host.uplink(UP1).addr_v6[15] = 1;
     F::tables_mut(&mut host.model).route = Box::new(|_| {
         Ok(Route {
             oif: UP1,

@@ -31,7 +31,7 @@ pub(super) fn carry<L: Layout>(
     from: &Path,
     kernel: &mut Kernel,
 ) -> Result<Carried, DataplaneError> {
-    let seats = kernel.pinned.maps.config()?.seats;
+    let seats = kernel.pinned.maps.config.read()?.seats;
     let ours = kernel.pinned.maps_directory();
     let maps = &mut kernel.pinned.maps;
     let mut done = Carried::default();

@@ -236,14 +236,11 @@ impl Previous {
     /// When one cannot be read or the other not be written.
     pub fn hand_down(&self, kernel: &mut Kernel) -> Result<(), DataplaneError> {
         let inherited = self.inherited::<V1>()?;
-        let maps = &mut kernel.pinned.maps;
-        let now = maps.config()?;
-        maps.set_config(abi::Config {
-            epoch: now.epoch.max(inherited.epoch),
-            flags: inherited.flags & !config_flag::PASSING | now.flags & config_flag::PASSING,
-            seed: inherited.seed,
-            synced_at: inherited.synced_at,
-            ..now
+        kernel.pinned.maps.config.change(|now| {
+            now.epoch = now.epoch.max(inherited.epoch);
+            now.flags = inherited.flags & !config_flag::PASSING | now.flags & config_flag::PASSING;
+            now.seed = inherited.seed;
+            now.synced_at = inherited.synced_at;
         })
     }
 

@@ -52,11 +52,6 @@ fn every_warning_and_its_control() {
             4,
         ),
         (
-            "version = 1\n[[uplink]]\nname = 'up0'\nreturn_path = 'symmetric'\n".to_owned(),
-            "`return_path = \"symmetric\"` has no effect in this version: replies follow the routes",
-            3,
-        ),
-        (
             network("[[uplink]]\nname = 'br-web'"),
             "br-web is the bridge of network \"web\", never an uplink",
             7,
