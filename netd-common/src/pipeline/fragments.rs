@@ -16,7 +16,7 @@
 //! two; a fragment that overtakes its first one on another CPU counts as having come before it.
 
 use crate::{
-    abi::{Config, Tuple, fragments_flag},
+    abi::{Config, Fragments, Tuple, fragments_flag},
     conntrack::idle,
     drop::DropReason,
     fragment::{self, Fragment, SAME_PACKET, covered, lifetime, role},
@@ -64,11 +64,49 @@ pub(super) fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: 
     fragment.key.ifindex = ifindex;
     fragment.objection = 0;
     fragment.generation = 0;
-    if parsed.kind == Kind::FirstFragment {
+    let is_first = parsed.kind == Kind::FirstFragment;
+    if is_first {
         valid &= read_first::<F, P>(packet, scratch);
-        first::<F, T>(tables, scratch, valid);
+        scratch.fragment.role = role::FIRST;
     } else {
-        other::<F, T>(tables, scratch, valid);
+        parsed.tuple.reserved = SLOW;
+        fragment.role = role::STRAY;
+    }
+    let fragment = &mut scratch.fragment;
+    if is_first && !valid {
+        fragment.objection = DropReason::FragmentInvalid as u32;
+        return;
+    }
+    let Some(row) = tables.fragments(&fragment.key) else {
+        return;
+    };
+    let age = idle(tables.now(), row.began);
+    let is_part = if is_first {
+        is_repeated(fragment, row, age)
+    } else {
+        is_followed::<F>(scratch, row, age)
+    };
+    if !is_part {
+        return;
+    }
+    let fragment = &mut scratch.fragment;
+    let said = if valid {
+        fragment::cover(row, fragment.start, fragment.end, fragment.last != 0)
+    } else {
+        covered::NO_ROOM
+    };
+    match said {
+        covered::NEW => {}
+        covered::COMPLETE => tables.remove_fragments(&fragment.key),
+        covered::DUPLICATE => fragment.objection = DropReason::FragmentOverlap as u32,
+        covered::OVERLAP => {
+            row.refused = DropReason::FragmentOverlap as u16;
+            fragment.objection = DropReason::FragmentOverlap as u32;
+        }
+        _ => {
+            row.refused = DropReason::FragmentInvalid as u16;
+            fragment.objection = DropReason::FragmentInvalid as u32;
+        }
     }
 }
 
@@ -116,83 +154,54 @@ fn read_first<F: Family, P: Packet>(packet: &mut P, scratch: &mut Scratch<F::Add
     }
 }
 
+/// Has the packet of this first fragment, whose row was found, already begun, and is its flow netd's?
 #[inline(always)]
-fn first<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, valid: bool) {
-    let fragment = &mut scratch.fragment;
-    fragment.role = role::FIRST;
-    if !valid {
-        fragment.objection = DropReason::FragmentInvalid as u32;
-        return;
-    }
-    let Some(row) = tables.fragments(&fragment.key) else {
-        return;
-    };
-    if idle(tables.now(), row.began) > SAME_PACKET {
-        return;
+fn is_repeated<A>(fragment: &mut Fragment<A>, row: &Fragments<A>, age: u32) -> bool {
+    if age > SAME_PACKET {
+        return false;
     }
     if row.refused != 0 {
         fragment.objection = u32::from(row.refused);
-    } else if row.flags & fragments_flag::HEADLESS != 0 {
-        fragment.objection = DropReason::FragmentOrder as u32;
-    } else if row.generation != 0 {
-        let last = fragment.last != 0;
-        if fragment::cover(row, fragment.start, fragment.end, last) != covered::DUPLICATE {
-            row.refused = DropReason::FragmentOverlap as u16;
-        }
-        fragment.objection = DropReason::FragmentOverlap as u32;
+        return false;
     }
+    if row.flags & fragments_flag::HEADLESS != 0 {
+        fragment.objection = DropReason::FragmentOrder as u32;
+        return false;
+    }
+    row.generation != 0
 }
 
+/// Does this later fragment, whose packet's row was found, go the way of its first one? Then it has
+/// the tuple of that from now on.
 #[inline(always)]
-fn other<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F::Addr>, valid: bool) {
+fn is_followed<F: Family>(
+    scratch: &mut Scratch<F::Addr>,
+    row: &Fragments<F::Addr>,
+    age: u32,
+) -> bool {
     let Scratch {
         parsed, fragment, ..
     } = scratch;
-    parsed.tuple.reserved = SLOW;
-    fragment.role = role::STRAY;
-    let Some(row) = tables.fragments(&fragment.key) else {
-        return;
-    };
-    let expired = idle(tables.now(), row.began) > lifetime::<F>();
+    let expired = age > lifetime::<F>();
     if row.flags & fragments_flag::HEADLESS != 0 || row.generation == 0 && expired {
         if !expired {
             fragment.role = role::HEADLESS;
         }
-        return;
+        return false;
     }
     copy(&mut parsed.tuple, &row.tuple);
-    fragment.role = role::LEFT;
     if row.generation == 0 {
-        return;
+        fragment.role = role::LEFT;
+        return false;
     }
     fragment.role = role::LATER;
     fragment.generation = row.generation;
     if expired {
         fragment.objection = DropReason::FragmentExpired as u32;
-        return;
-    }
-    if row.refused != 0 {
+    } else if row.refused != 0 {
         fragment.objection = u32::from(row.refused);
-        return;
     }
-    let said = if valid {
-        fragment::cover(row, fragment.start, fragment.end, fragment.last != 0)
-    } else {
-        covered::NO_ROOM
-    };
-    match said {
-        covered::NEW => {}
-        covered::COMPLETE => tables.remove_fragments(&fragment.key),
-        covered::DUPLICATE => fragment.objection = DropReason::FragmentOverlap as u32,
-        covered::OVERLAP => {
-            row.refused = DropReason::FragmentOverlap as u16;
-            fragment.objection = DropReason::FragmentOverlap as u32;
-        }
-        _ => {
-            row.refused = DropReason::FragmentInvalid as u16;
-            fragment.objection = DropReason::FragmentInvalid as u32;
-        }
-    }
+    fragment.objection == 0
 }
 
 /// Field by field: BPF copies larger things byte by byte.

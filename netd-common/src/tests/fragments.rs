@@ -843,6 +843,9 @@ fn nothing_is_said_twice<F: Addresses>(parts: &[(usize, usize, bool)], outside: 
 }
 
 proptest! {
+    // A host is a large thing to build.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn no_overlap_gets_through(
         first in 1usize..20,

@@ -343,7 +343,7 @@ impl Kernel {
             loader.map_pin_path(name, maps.join(name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
-        let programs = load_programs(&mut ebpf)?;
+        let programs = load_programs(&mut ebpf, |hook| !hook.is_rare())?;
         let mut maps = Maps::open(&maps)?;
         let mut config = maps.config()?;
         config.seats = seats(&entries);
@@ -460,6 +460,16 @@ impl Kernel {
         self.pinned.maps.set_config(config)
     }
 
+    /// Loads a program that no interface needed before.
+    fn see_to(&mut self, hook: Hook) -> Result<(), DataplaneError> {
+        if hook.is_rare() && !self.programs.contains_key(&hook) {
+            let program = self.ebpf.program_mut(hook.program());
+            let id = load(hook, program.ok_or_else(|| missing(hook))?)?;
+            self.programs.insert(hook, id);
+        }
+        Ok(())
+    }
+
     fn attach_tcx(
         &mut self,
         attachment: Attachment,
@@ -539,6 +549,7 @@ impl Kernel {
         pin: &Path,
         attachment: Attachment,
     ) -> Result<bool, DataplaneError> {
+        self.see_to(attachment.hook)?;
         // No earlier version had programs at the cgroup; what is there anew is attached anew.
         if attachment.hook.is_cgroup()
             || link_state(pin, attachment, |_, _| true)? != Attached::Current
@@ -614,6 +625,7 @@ impl Dataplane for Kernel {
     }
 
     fn attach(&mut self, attachment: Attachment, interface: &str) -> Result<(), DataplaneError> {
+        self.see_to(attachment.hook)?;
         match self.pinned.attach {
             _ if attachment.hook.is_cgroup() => {
                 let path = self.pinned.link_path(attachment);
@@ -685,7 +697,7 @@ pub fn load_unattached(options: &LoadOptions) -> Result<(), DataplaneError> {
         loader.map_max_entries(shape.name, shape.entries);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
-    load_programs(&mut ebpf).map(drop)
+    load_programs(&mut ebpf, |_| true).map(drop)
 }
 
 /// Detaches every filter of netd in this network namespace, and removes the qdiscs that netd made
@@ -706,9 +718,12 @@ pub fn detach_clsact(facts: &HostFacts, qdiscs: &BTreeSet<u32>) -> Vec<Dataplane
     failures
 }
 
-/// Loads every program, all at once: the verifier walks through each for a while, on one CPU.
+/// Loads those programs, all at once: the verifier walks through each for a while, on one CPU.
 /// Returns their ids.
-fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<Hook, u32>, DataplaneError> {
+fn load_programs(
+    ebpf: &mut Ebpf,
+    wanted: impl Fn(Hook) -> bool,
+) -> Result<HashMap<Hook, u32>, DataplaneError> {
     for hook in Hook::ALL {
         if ebpf.program(hook.program()).is_none() {
             return Err(missing(hook));
@@ -722,19 +737,8 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<Hook, u32>, DataplaneError> 
                 let hook = Hook::ALL.into_iter().find(|hook| hook.program() == name)?;
                 Some((hook, program))
             })
-            .filter(|(hook, _)| with_cgroups || !hook.is_cgroup())
-            .map(|(hook, program)| {
-                scope.spawn(move || {
-                    let loaded = match &mut *program {
-                        Program::CgroupSockAddr(program) => program.load(),
-                        Program::SchedClassifier(program) => program.load(),
-                        _ => return Err(missing(hook)),
-                    };
-                    loaded.map_err(|error| load_error(&error))?;
-                    let info = program.info().map_err(|error| load_error(&error))?;
-                    Ok((hook, info.id()))
-                })
-            })
+            .filter(|(hook, _)| wanted(*hook) && (with_cgroups || !hook.is_cgroup()))
+            .map(|(hook, program)| scope.spawn(move || Ok((hook, load(hook, program)?))))
             .collect();
         loading
             .into_iter()
@@ -744,6 +748,18 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<HashMap<Hook, u32>, DataplaneError> 
             })
             .collect()
     })
+}
+
+/// Loads one program; returns its id.
+fn load(hook: Hook, program: &mut Program) -> Result<u32, DataplaneError> {
+    let loaded = match &mut *program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(missing(hook)),
+    };
+    loaded.map_err(|error| load_error(&error))?;
+    let info = program.info().map_err(|error| load_error(&error))?;
+    Ok(info.id())
 }
 
 fn loader(options: &LoadOptions) -> EbpfLoader<'static> {

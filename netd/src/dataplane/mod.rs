@@ -134,6 +134,12 @@ impl Hook {
         self.number() >= hook::PACKETS
     }
 
+    /// True if its program is loaded with the first interface that needs it: the verifier takes a
+    /// second or so for it, and most hosts have no such interface.
+    pub fn is_rare(self) -> bool {
+        self == Self::FromTunnel
+    }
+
     /// True at egress, false at ingress.
     pub fn is_egress(self) -> bool {
         matches!(self, Self::ToEndpoint | Self::BridgeOut)

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netd::lab::{
-    CLIENT, Capture, DATAGRAM, Frame, HOST, Namespace, ProbeOptions, StandardHostOptions, Want,
-    inject, ip,
+    CLIENT, Capture, DATAGRAM, Frame, HOST, Namespace, ProbeOptions, StandardHostOptions, Vxlan,
+    Want, inject, ip, net,
 };
 use netd_common::crc32c::crc32c;
 use netd_common::model::cut::{cut, fragment, join};
@@ -128,6 +128,58 @@ fn large_datagrams_pass_both_ways() {
 fn large_datagrams_pass_both_ways_without_offload() {
     need_root!();
     large_datagrams(false);
+}
+
+/// A tunnel whose far end verifies the outer checksum: fragments arrive with a sum over the whole of each
+/// (CHECKSUM_COMPLETE), which of a later one no checksum inside makes up for.
+#[test]
+fn a_tunnel_with_verified_checksums() {
+    need_root!();
+    let world = World::new(
+        StandardHostOptions {
+            tx_offload: false,
+            ..Default::default()
+        },
+        |host| {
+            for (namespace, own, peer, last) in [
+                (&host.host, HOST, CLIENT, 1),
+                (&host.client, CLIENT, HOST, 2),
+            ] {
+                let vxlan = Vxlan {
+                    name: "vx0",
+                    vni: 7,
+                    local: own.into(),
+                    remote: peer.into(),
+                    port: 4789,
+                    udp_checksum: true,
+                };
+                namespace.add_vxlan(&vxlan).expect("VXLAN");
+                namespace.set_tx_offload("vx0", false).expect("offload");
+                for address in [format!("100.64.0.{last}/24"), format!("fd77::{last}/64")] {
+                    let address = net(&address);
+                    namespace.add_address("vx0", address).expect("address");
+                }
+                namespace.set_up("vx0").expect("up");
+            }
+            host.host.wait_ready("vx0").expect("ready");
+            host.client.wait_ready("vx0").expect("ready");
+            // What it cuts is to fit into the tunnel.
+            let n2b = host.container("n2b");
+            n2b.namespace.set_mtu("eth0", 1400).expect("MTU");
+        },
+        |toml| toml,
+    );
+    for (own, peer) in [("100.64.0.1", "100.64.0.2"), ("fd77::1", "fd77::2")] {
+        let (own, peer) = (ip(own), ip(peer));
+        for size in [3001, 8000] {
+            let name = format!("{size} bytes between {own} and {peer}");
+            let got = world.host.udp("client", at(own, 8084), &options(size));
+            world.outcome(&name, by("n2b", peer), got);
+            let got = world.host.udp("n2b", at(peer, DATAGRAM), &options(size));
+            world.outcome(&name, by("client", own), got);
+        }
+    }
+    world.end();
 }
 
 /// Dropped packets by reason.
