@@ -189,7 +189,15 @@ const FRONTENDS: &[Table] = &[
 ];
 
 fn add(steps: &mut Vec<Step>, want: &Tables, have: &Tables, table: Table) {
-    steps.extend(want.beyond(have, table).into_iter().map(|(row, replaces)| {
+    let mut rows = want.beyond(have, table);
+    if matches!(table, Table::IpsecV4 | Table::IpsecV6) {
+        // One policy may have pushed another into the next slot: there first, so that none is
+        // missing for a moment.
+        rows.sort_by_key(|(_, replaces)| *replaces);
+        let changes = rows.iter().position(|(_, replaces)| *replaces);
+        rows[changes.unwrap_or(0)..].reverse();
+    }
+    steps.extend(rows.into_iter().map(|(row, replaces)| {
         if replaces {
             Step::Change(row)
         } else {

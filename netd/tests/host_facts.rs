@@ -532,6 +532,7 @@ fn ipsec_policies_for_output_are_listed() {
         "xfrm policy add src 10.201.1.0/24 dst 198.19.0.0/16 dir out priority 5 {template}
          xfrm policy add src 10.201.1.0/24 dst 198.19.0.0/16 dir in {template}
          xfrm policy add src fd00::/8 dst ::/0 dir out action block
+         xfrm policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir out mark 42 {template}
          xfrm policy add src 10.201.1.0/24 dst 198.19.3.0/24 proto udp dport 53 dir out"
     ));
     if !offered("XFRM", made) {
@@ -558,6 +559,12 @@ fn ipsec_policies_for_output_are_listed() {
     assert_eq!((dns, policies[1].protocol), ((53, 0xffff), Some(17)));
     assert_eq!(policies[1].source_port.mask, 0);
     watch.collect(Wake::IPSEC);
+    host.ip("xfrm policy setdefault out block");
+    watch.collect(Wake::IPSEC);
+    let last = host.read().ipsec_out;
+    let defaults: Vec<_> = last.iter().filter(|p| p.priority == u32::MAX).collect();
+    assert_eq!(defaults.len(), 2, "both families: {last:?}");
+    assert!(defaults.iter().all(|p| p.action == IpsecAction::Block));
 }
 
 #[test]

@@ -99,8 +99,9 @@ fn all(v4: bool, priority: u32) -> IpsecPolicy {
     }
 }
 
-/// A policy has its place by what it says, so that others stay where they are when one comes or goes:
-/// rows are written one by one, and none may be missing for a moment.
+/// A policy has its place by what it says, so that others mostly stay where they are when one comes or
+/// goes: rows are written one by one, and none may be missing for a moment. Where one takes
+/// another's place, the plan writes the other's new place first.
 #[derive(Default)]
 struct Slots(std::collections::BTreeSet<u32>);
 

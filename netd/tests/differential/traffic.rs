@@ -365,7 +365,8 @@ fn any<F: LabFamily>(
     let mut frame = match kind {
         0..42 => Frame::tcp(client, server, flags, &payload),
         42..66 => Frame::udp(client, server, &payload),
-        66..74 => Frame::echo::<F>(src, dst, client.1),
+        66..72 => Frame::echo::<F>(src, dst, client.1),
+        72..74 => Frame::echo_reply::<F>(src, dst, client.1),
         74..80 => Frame::sctp(client, server),
         80..86 => Frame::new(src, dst, 47, vec![0; 24]),
         86..90 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),

@@ -76,8 +76,16 @@ fn refused_and_never_in_clear(world: &World, policies: &[String], covered: IpAdd
     );
     assert!(policy(world, "add", policies));
 
-    let deadline = Instant::now() + LONG;
-    while reaches(covered, &quick) && Instant::now() < deadline {}
+    let added = Instant::now();
+    while reaches(covered, &quick) && added.elapsed() < LONG {}
+    // The last probe waits for its answer in vain.
+    let heard = added.elapsed().saturating_sub(quick.timeout);
+    world.check(
+        &format!("{name}: until netd has heard"),
+        "less than a second",
+        format!("{heard:?}"),
+        heard < Duration::from_secs(1),
+    );
     // What was there until netd heard of the policy may have been seen; nothing may be from now on.
     let capture = Capture::filtered(&world.host.client, "eth0", move |frame| {
         !frame.info.outgoing()
