@@ -328,7 +328,7 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// Network id: index in `NETWORKS`.
     pub network: u16,
-    /// MTU of the container's interface; larger packets are not delivered.
+    /// MTU of the container's interface. What is larger and must not be fragmented is not delivered.
     pub mtu: u16,
     /// [`endpoint_flag`] bits.
     pub flags: u16,

@@ -128,6 +128,8 @@ reasons! {
     StaleHostSocket = 42, "stale-host-socket";
     /// The packet may be fragmented on its way, but cannot be: it has options, or is a GSO packet.
     CannotFragment = 47, "cannot-fragment";
+    /// An echo reply that no echo request of a known flow asked for.
+    UnsolicitedReply = 56, "unsolicited-reply";
     /// An IPsec policy covers the flow, and only the kernel can encrypt or block it.
     IpsecPolicy = 55, "ipsec-policy";
 }

@@ -159,7 +159,7 @@ fn locate_v6<F: Family>(
 #[inline(always)]
 fn lies<A>(fragment: &mut Fragment<A>, header: u32, offset: u32, length: u32, more: bool) -> bool {
     fragment.start = offset;
-    fragment.end = offset + ((length + 7) >> 3);
+    fragment.end = offset.wrapping_add(length.wrapping_add(7) >> 3);
     fragment.last = u32::from(!more);
     length != 0 && length <= 0xffff && (!more || length & 7 == 0) && {
         header + offset * 8 + length <= 0xffff

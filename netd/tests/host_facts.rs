@@ -467,6 +467,60 @@ fn listeners_are_listed_with_their_family() {
 }
 
 #[test]
+fn policy_rules_of_ipv6_are_read_in_their_order() {
+    let Some(host) = Lab::host("rules") else {
+        return;
+    };
+    let made = host.try_ip(
+        "-6 rule add pref 32764 table main suppress_prefixlength 0
+         -6 rule add pref 32765 not fwmark 51820 table 51820
+         -6 rule add pref 100 from fd00:1::/64 iif lo table 52
+         -6 rule add pref 101 to fd00:2::/64 blackhole
+         -6 rule add pref 102 oif lo fwmark 0x80000/0xff0000 table 53",
+    );
+    if !offered("policy rules", made) {
+        return;
+    }
+    let rules = host.read().rules_v6;
+    let priorities: Vec<_> = rules.iter().map(|rule| rule.priority).collect();
+    assert_eq!(priorities, [0, 100, 101, 102, 32764, 32765, 32766]);
+    let [local, from, to, own, main, tunnel, last] = &rules[..] else {
+        unreachable!("compared above");
+    };
+    let table = |priority, table| PolicyRule {
+        priority,
+        table: Some(table),
+        ..PolicyRule::default()
+    };
+    assert_eq!(*local, table(0, 255));
+    assert_eq!(*last, table(32766, 254));
+    let expected = PolicyRule {
+        source: Some("fd00:1::/64".parse().unwrap()),
+        input: Some("lo".to_owned()),
+        ..table(100, 52)
+    };
+    assert_eq!(*from, expected);
+    assert_eq!((to.table, to.more), (None, true));
+    let expected = PolicyRule {
+        own: true,
+        mark: Some((0x80000, 0xff0000)),
+        ..table(102, 53)
+    };
+    assert_eq!(*own, expected);
+    let expected = PolicyRule {
+        suppress_prefix_length: Some(0),
+        ..table(32764, 254)
+    };
+    assert_eq!(*main, expected);
+    let expected = PolicyRule {
+        inverted: true,
+        mark: Some((51820, u32::MAX)),
+        ..table(32765, 51820)
+    };
+    assert_eq!(*tunnel, expected);
+}
+
+#[test]
 fn ipsec_policies_for_output_are_listed() {
     let Some(host) = Lab::host("xfrm") else {
         return;

@@ -523,7 +523,7 @@ pub fn publish<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, f
     };
     let origin = Origin::new(ifindex, network, fresh);
     let decided = decide::publish::<F, T>(tables, scratch, &origin);
-    conclude(config, scratch, fresh, decided)
+    conclude::<F>(config, scratch, fresh, decided)
 }
 
 /// [`decide::direct()`]. Returns a code for [`decode`].
@@ -535,7 +535,7 @@ pub fn direct<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fr
     let origin = Origin::new(ifindex, network, fresh);
     let flags = opening_flags(&scratch.parsed, fresh);
     let decided = decide::direct::<F, T>(tables, config, scratch, &origin, flags);
-    conclude(config, scratch, fresh, decided)
+    conclude::<F>(config, scratch, fresh, decided)
 }
 
 /// [`decide::egress()`]. Returns a code for [`decode`].
@@ -547,7 +547,7 @@ pub fn egress<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fr
     let origin = Origin::new(ifindex, network, fresh);
     let flags = opening_flags(&scratch.parsed, fresh);
     let decided = decide::egress::<F, T>(tables, config, scratch, &origin, flags);
-    conclude(config, scratch, fresh, decided)
+    conclude::<F>(config, scratch, fresh, decided)
 }
 
 /// The TCP flags that a flow is judged by. One that is decided again began before: the kernel did
@@ -562,9 +562,9 @@ fn opening_flags<A>(parsed: &Parsed<A>, fresh: u32) -> u8 {
 }
 
 #[inline(always)]
-fn conclude<A>(
+fn conclude<F: Family>(
     config: &Config,
-    scratch: &Scratch<A>,
+    scratch: &Scratch<F::Addr>,
     fresh: u32,
     decided: Result<Action, DropReason>,
 ) -> u32 {
@@ -583,6 +583,14 @@ fn conclude<A>(
         {
             encode(DropReason::InvalidTcpFlags)
         }
+        // Nobody asked, or whoever did is the kernel's.
+        Ok(Action::Forward) if fresh == FRESH && is_echo_reply::<F>(&scratch.parsed) => {
+            if yields(config) {
+                PASS
+            } else {
+                encode(DropReason::UnsolicitedReply)
+            }
+        }
         Ok(Action::Forward) if config.flags & config_flag::IPSEC != 0 && enforced(Check::Ipsec) => {
             FORWARD_UNLESS_IPSEC
         }
@@ -590,6 +598,11 @@ fn conclude<A>(
         Ok(Action::Pass) => PASS,
         Err(reason) => encode(reason),
     }
+}
+
+#[inline(always)]
+fn is_echo_reply<F: Family>(parsed: &Parsed<F::Addr>) -> bool {
+    parsed.tuple.proto == F::ICMP && parsed.icmp_type == F::ECHO_REPLY && parsed.kind == Kind::Ports
 }
 
 /// May a flow, new or picked up, begin with this segment?

@@ -7,6 +7,7 @@ use crate::{
 };
 
 for_both_families! {
+    answers_to_questions_that_nobody_asked
     ttl
     mtu_and_segments
     protocols_without_ports
@@ -303,4 +304,16 @@ fn chains_of_extension_headers() {
     let routing = |kind| vec![proto::TCP, 0, kind, 0, 0, 0, 0, 0];
     assert_eq!(send(43, routing(0)), reason);
     assert_eq!(send(43, routing(4)), out::<V6>(UP0));
+}
+
+fn answers_to_questions_that_nobody_asked<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    let reply = || Frame::echo_reply::<F>(F::of(C0), F::CLIENT, 7);
+    let refused = dropped(DropReason::UnsolicitedReply);
+    assert_eq!(host.sends(C0, reply()).outcome, refused);
+    assert_eq!(host.embryos(), 0);
+    host.model.config.flags |= crate::abi::config_flag::ACCELERATE;
+    assert_eq!(host.sends(C0, reply()).outcome, Outcome::Pass);
+    let asked = Frame::echo::<F>(F::of(C0), F::CLIENT, 7);
+    assert_eq!(host.sends(C0, asked).outcome, out::<F>(UP0));
 }

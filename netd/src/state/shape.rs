@@ -106,6 +106,14 @@ pub const SHAPES: &[(&str, Shape)] = {
             map::KERNEL_FLOWS_V6,
             Shape::of::<Tuple<A6>, KernelFlow<A6>>(Hash),
         ),
+        (
+            map::FRAGMENTS_V4,
+            Shape::of::<FragmentKey<A4>, Fragments<A4>>(LruHash),
+        ),
+        (
+            map::FRAGMENTS_V6,
+            Shape::of::<FragmentKey<A6>, Fragments<A6>>(LruHash),
+        ),
         (map::IPSEC_V4, Shape::of::<u32, IpsecPolicy<A4>>(Array)),
         (map::IPSEC_V6, Shape::of::<u32, IpsecPolicy<A6>>(Array)),
         (
@@ -117,14 +125,6 @@ pub const SHAPES: &[(&str, Shape)] = {
         (map::VERDICTS, Shape::of::<u32, Verdicts>(PerCpuArray)),
         (map::ANSWERS, Shape::of::<u32, Answers>(PerCpuArray)),
         (map::SOCKETS, Shape::of::<SocketKey, SocketPeer>(LruHash)),
-        (
-            map::FRAGMENTS_V4,
-            Shape::of::<FragmentKey<A4>, Fragments<A4>>(LruHash),
-        ),
-        (
-            map::FRAGMENTS_V6,
-            Shape::of::<FragmentKey<A6>, Fragments<A6>>(LruHash),
-        ),
     ]
 };
 

@@ -13,7 +13,7 @@ pub fn dress<F: LabFamily>(random: &mut Random, frame: Frame<F::Addr>) -> Frame<
     let mut frame = frame;
     if random.chance(25) && matches!(frame.proto, proto::TCP | proto::UDP) {
         let length = random.between(1381, 1500) as u16;
-        if F::VERSION == 4 && random.chance(40) {
+        if F::VERSION == 4 && random.chance(80) {
             frame.options = vec![1; 4];
         }
         frame.l4.resize(usize::from(length), 0x77);

@@ -160,10 +160,11 @@ fn a_tunnel_with_verified_checksums() {
                     namespace.add_address("vx0", address).expect("address");
                 }
                 namespace.set_up("vx0").expect("up");
+                // What is cut is to fit into the tunnel and into the container.
+                namespace.set_mtu("vx0", 1400).expect("MTU");
             }
             host.host.wait_ready("vx0").expect("ready");
             host.client.wait_ready("vx0").expect("ready");
-            // What it cuts is to fit into the tunnel.
             let n2b = host.container("n2b");
             n2b.namespace.set_mtu("eth0", 1400).expect("MTU");
         },
