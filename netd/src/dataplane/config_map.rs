@@ -27,7 +27,7 @@ pub struct Epoch(ConfigMap);
 impl ConfigMap {
     /// Opens the map that is pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self, DataplaneError> {
-        let map = pinned(directory, map::CONFIG, |map| Array::try_from(map))?;
+        let map = pinned(directory, map::CONFIG, Array::try_from)?;
         Ok(Self(Arc::new(Mutex::new(map))))
     }
 
