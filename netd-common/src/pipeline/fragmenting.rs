@@ -151,27 +151,37 @@ fn cut<P: Packet>(
 ) -> Verdict {
     let failed = Verdict::drop(DropReason::HelperFailed);
     let mut at = 0;
-    for _ in 0..PIECES {
-        let left = payload - at;
-        let last = left <= chunk;
-        let length = if last { left } else { chunk };
-        if last || copies {
-            let more = if last { field & MORE } else { MORE };
-            let offset = (field & OFFSET) + (at / 8) as u16;
-            if !packet.set_payload(L4, buffer, PAYLOAD as u32 * 4 + at, length)
-                || !set_header(packet, 20 + length as u16, field & 0x8000 | more | offset)
-            {
+    // One after the other, not a loop: LLVM lets the end of this one fall through into its beginning,
+    // and the verifier of Linux 6.1 takes no such way back ("back-edge").
+    macro_rules! piece {
+        () => {
+            let left = payload - at;
+            let last = left <= chunk;
+            let length = if last { left } else { chunk };
+            if last || copies {
+                let more = if last { field & MORE } else { MORE };
+                let offset = (field & OFFSET) + (at / 8) as u16;
+                if !packet.set_payload(L4, buffer, PAYLOAD as u32 * 4 + at, length)
+                    || !set_header(packet, 20 + length as u16, field & 0x8000 | more | offset)
+                {
+                    return failed;
+                }
+            }
+            if last {
+                return verdict;
+            }
+            if copies && !packet.send_copy(oif) {
                 return failed;
             }
-        }
-        if last {
-            return verdict;
-        }
-        if copies && !packet.send_copy(oif) {
-            return failed;
-        }
-        at += chunk;
+            at += chunk;
+        };
     }
+    const { assert!(PIECES == 4) };
+    piece!();
+    piece!();
+    piece!();
+    piece!();
+    let _ = at;
     failed
 }
 
