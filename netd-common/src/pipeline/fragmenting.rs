@@ -150,31 +150,39 @@ fn cut<P: Packet>(
     verdict: Verdict,
 ) -> Verdict {
     let failed = Verdict::drop(DropReason::HelperFailed);
-    let (mut at, mut pieces) = (0, 1);
-    let mut sent = true;
-    while pieces < PIECES {
-        if sent && payload - at > chunk {
-            if copies {
-                sent = piece(packet, buffer, field | MORE, at, chunk) && packet.send_copy(oif);
+    let mut at = 0;
+    // One after the other, not a loop: LLVM lets the end of this one fall through into its beginning,
+    // and the verifier of Linux 6.1 takes no such way back ("back-edge").
+    macro_rules! piece {
+        () => {
+            let left = payload - at;
+            let last = left <= chunk;
+            let length = if last { left } else { chunk };
+            if last || copies {
+                let more = if last { field & MORE } else { MORE };
+                let offset = (field & OFFSET) + (at / 8) as u16;
+                if !packet.set_payload(L4, buffer, PAYLOAD as u32 * 4 + at, length)
+                    || !set_header(packet, 20 + length as u16, field & 0x8000 | more | offset)
+                {
+                    return failed;
+                }
+            }
+            if last {
+                return verdict;
+            }
+            if copies && !packet.send_copy(oif) {
+                return failed;
             }
             at += chunk;
-        }
-        pieces += 1;
+        };
     }
-    if sent && piece(packet, buffer, field, at, payload - at) {
-        verdict
-    } else {
-        failed
-    }
-}
-
-/// Makes the packet in hand the piece of `length` bytes that begins at byte `at` of the payload.
-/// `field`: the fragment field of the whole, with [`MORE`] if this piece is not its last.
-#[inline(always)]
-fn piece(packet: &mut impl Packet, buffer: &Buffer, field: u16, at: u32, length: u32) -> bool {
-    let offset = (field & OFFSET) + (at / 8) as u16;
-    packet.set_payload(L4, buffer, PAYLOAD as u32 * 4 + at, length)
-        && set_header(packet, 20 + length as u16, field & (0x8000 | MORE) | offset)
+    const { assert!(PIECES == 4) };
+    piece!();
+    piece!();
+    piece!();
+    piece!();
+    let _ = at;
+    failed
 }
 
 /// Writes total length and fragment field, and brings the header's checksum up to date.
@@ -227,13 +235,11 @@ fn complete_checksum(packet: &impl Packet, buffer: &mut Buffer, protocol: u8, pa
         *end = (u32::from_le(*end) & ((1 << (tail * 8)) - 1)).to_le();
     }
     let mut sum = pseudo;
-    // To the end, whatever the length: Linux 6.1 refuses a loop that falls into its own beginning,
-    // which leaving it in the middle makes of it.
-    let words = payload.div_ceil(4) as usize;
     for i in 0..QUOTE_ROOM / 4 {
-        if i < words {
-            sum += u64::from(buffer.words[PAYLOAD + i]);
+        if i as u32 >= payload.div_ceil(4) {
+            break;
         }
+        sum += u64::from(buffer.words[PAYLOAD + i]);
     }
     let mut checksum = sum_to_field(sum);
     if protocol == proto::UDP && checksum == [0, 0] {
