@@ -79,7 +79,7 @@ pub struct Model {
     /// `ANSWERS`, by [`crate::abi::answer_kind`].
     pub answers: RefCell<[Answers; answer_kind::COUNT]>,
     /// When this CPU has answered too much; nanoseconds of [`Model::set_now`]'s clock.
-    pub pace: Cell<Pace>,
+    pub pace: [Cell<Pace>; answer_kind::COUNT],
     /// Ethernet addresses, to and from, of every next hop; `None`: not resolved.
     pub neighbour: Option<[u8; 12]>,
     answer: UnsafeCell<Buffer>,
@@ -194,7 +194,7 @@ impl Default for Model {
             events: RefCell::default(),
             pressure: RefCell::default(),
             answers: RefCell::default(),
-            pace: Cell::default(),
+            pace: Default::default(),
             neighbour: None,
             answer: UnsafeCell::default(),
             hands: Default::default(),
@@ -290,6 +290,8 @@ pub struct GsoPacket<'a> {
     pub bytes: &'a mut Vec<u8>,
     /// Payload bytes per segment; 0: an ordinary packet.
     pub gso_size: u32,
+    /// What the kernel says of its segments and the MTU, where netd cannot tell.
+    pub device_takes_segments: bool,
     /// What was sent of it besides: interface and bytes.
     pub copies: Vec<(u32, Vec<u8>)>,
 }
@@ -300,6 +302,7 @@ impl<'a> GsoPacket<'a> {
         Self {
             bytes,
             gso_size: 0,
+            device_takes_segments: true,
             copies: Vec::new(),
         }
     }
@@ -315,6 +318,9 @@ impl Packet for GsoPacket<'_> {
     }
     fn gso_size(&self) -> u32 {
         self.gso_size
+    }
+    fn segments_fit(&self, _: u32) -> bool {
+        self.device_takes_segments
     }
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {
         packet::read(self.bytes, offset)
@@ -521,10 +527,10 @@ impl<F: ModelFamily> Tables<F> for Model {
         // SAFETY: as for the scratch.
         Some(unsafe { &mut *self.answer.get() })
     }
-    fn may_answer(&self) -> bool {
-        let mut pace = self.pace.get();
+    fn may_answer(&self, kind: usize) -> bool {
+        let mut pace = self.pace[kind].get();
         let taken = pace.take(u64::from(self.now.get()) * 1_000_000_000);
-        self.pace.set(pace);
+        self.pace[kind].set(pace);
         taken
     }
     fn count_answer(&self, kind: usize, event: usize) {

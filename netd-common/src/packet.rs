@@ -42,6 +42,9 @@ pub trait Packet {
     /// [`DropReason::HelperFailed`] beyond the directly readable part.
     fn write<T: Wire>(&mut self, offset: u32, value: T) -> Result<(), DropReason>;
 
+    /// Does each segment of this GSO packet fit the interface's MTU?
+    fn segments_fit(&self, ifindex: u32) -> bool;
+
     /// Makes the first `len` bytes directly readable. The kernel keeps as little as 34 bytes of
     /// a packet in one piece.
     fn pull(&mut self, len: u32) -> bool;
@@ -154,6 +157,10 @@ impl Packet for SlicePacket<'_> {
 
     fn gso_size(&self) -> u32 {
         0
+    }
+
+    fn segments_fit(&self, _: u32) -> bool {
+        true
     }
 
     fn read<T: Wire>(&self, offset: u32) -> Result<T, DropReason> {

@@ -347,8 +347,9 @@ pub trait Tables<F: Family> {
     /// Where an answer is built.
     #[expect(clippy::mut_from_ref, reason = "per-CPU memory, as the scratch")]
     fn answer_buffer(&self) -> Option<&mut Buffer>;
-    /// May this CPU send one more answer now? ([`crate::answer::Pace`])
-    fn may_answer(&self) -> bool;
+    /// May this CPU send one more answer of that [`crate::abi::answer_kind`] now? Each has a ration
+    /// of its own ([`crate::answer::Pace`]): who provokes one must not silence another.
+    fn may_answer(&self, kind: usize) -> bool;
     /// Counts an [`crate::abi::answer_event`] of an [`crate::abi::answer_kind`].
     fn count_answer(&self, kind: usize, event: usize);
     /// Asks the user's policy about a new flow: `tuple` as sent, `ifindex` where it arrived.

@@ -96,7 +96,15 @@ fn meta(ctx: *mut __sk_buff, hook: u8) -> Meta {
     }
 }
 
-const PACKET_HOST: u32 = 0;
+/// What a container sends to its bridge is for another host where it enters ours, and a kernel that
+/// does not scrub what it redirects to a peer (before 6.15 and its stable series) says so to the
+/// container, whose stack would drop it.
+#[inline(always)]
+fn to_host(ctx: *mut __sk_buff) {
+    const PACKET_HOST: u32 = 0;
+    // SAFETY: the context outlives the program.
+    unsafe { bpf_skb_change_type(ctx, PACKET_HOST) };
+}
 
 /// From a verdict to the kernel's action.
 #[inline(always)]
@@ -112,6 +120,9 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
         }
         2 => {
             account::redirected(meta.hook, verdict.is_slow());
+            if meta.to_host == 0 {
+                to_host(ctx);
+            }
             // SAFETY: plain integers.
             unsafe { bpf_redirect_peer(verdict.argument(), 0) as i32 }
         }
@@ -126,10 +137,7 @@ fn execute(ctx: *mut __sk_buff, maps: &Maps, meta: &Meta, verdict: Verdict) -> i
         }
         7 => {
             account::count_drop(ctx, u32::from(meta.hook), verdict.0);
-            // Before Linux 6.14 a redirect to a peer does not see to it, and what a container sends
-            // to its bridge is for another host where it enters ours.
-            // SAFETY: the context outlives the program.
-            unsafe { bpf_skb_change_type(ctx, PACKET_HOST) };
+            to_host(ctx);
             // SAFETY: plain integers.
             unsafe { bpf_redirect_peer(meta.ifindex, 0) as i32 }
         }

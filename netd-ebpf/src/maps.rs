@@ -111,7 +111,7 @@ pub static SCRATCH_V6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
 pub static ANSWER: PerCpuArray<Buffer, 1> = PerCpuArray::new();
 /// How many answers this CPU has sent of late.
 #[btf_map]
-pub static ANSWER_PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
+pub static ANSWER_PACE: PerCpuArray<Pace, { answer_kind::COUNT }> = PerCpuArray::new();
 /// Argument of bpf_fib_lookup, and a copy of it as it was asked.
 #[btf_map]
 pub static FIB_LOOKUP: PerCpuArray<FibLookup, 2> = PerCpuArray::new();

@@ -9,10 +9,13 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+    },
     helpers::generated::{
-        bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
 };
 use netd_common::{
@@ -63,6 +66,24 @@ pub fn bounded(length: u32) -> u32 {
     length as u32 + 1
 }
 
+/// Does each segment fit the interface's MTU? A function of its own, for its few bytes of stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn segments_fit(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
+    let mut length = 0u32;
+    // SAFETY: the context outlives the program; `length` outlives the call.
+    let result = unsafe {
+        bpf_check_mtu(
+            ctx.cast(),
+            ifindex,
+            &mut length,
+            0,
+            u64::from(BPF_MTU_CHK_SEGS),
+        )
+    };
+    u32::from(result == 0)
+}
+
 impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -74,6 +95,11 @@ impl Packet for Skb {
     fn gso_size(&self) -> u32 {
         // SAFETY: the context outlives the program.
         unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(always)]
+    fn segments_fit(&self, ifindex: u32) -> bool {
+        segments_fit(self.0, ifindex) != 0
     }
 
     #[inline(always)]

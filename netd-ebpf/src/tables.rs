@@ -579,10 +579,10 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn may_answer(&self) -> bool {
+    fn may_answer(&self, kind: usize) -> bool {
         // SAFETY: this CPU's element; the clock takes no arguments.
         maps::ANSWER_PACE
-            .get_ptr_mut(0)
+            .get_ptr_mut(kind as u32)
             .is_some_and(|pace| unsafe { (*pace).take(bpf_ktime_get_coarse_ns()) })
     }
 

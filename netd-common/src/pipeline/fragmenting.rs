@@ -14,7 +14,7 @@ use crate::{
     parse::Kind,
     room,
     tables::{Scratch, Slot, Steps, Tables},
-    wire::{ETH_LEN, Family, Ipv4Header, proto},
+    wire::{ETH_LEN, Family, Ipv4Header, proto, tcp_flag},
 };
 
 use super::{DEVICE, Verdict, lead};
@@ -54,7 +54,10 @@ pub(super) fn fragment<F: Family, P: Packet, T: Steps<F>>(
         return refused;
     };
     let total = u32::from(u16::from_be_bytes(ip.total_len));
-    let unable = scratch.parsed.kind == Kind::IcmpError || scratch.parsed.l4 != L4;
+    // Of a SYN the options are brought down to the MTU after this, in one piece.
+    let unable = scratch.parsed.kind == Kind::IcmpError
+        || scratch.parsed.l4 != L4
+        || scratch.parsed.tcp_flags & tcp_flag::SYN != 0;
     if unable || total < 28 || packet.gso_size() != 0 {
         return refused;
     }

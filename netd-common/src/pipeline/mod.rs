@@ -274,7 +274,7 @@ fn deliver<F: Family, P: Packet>(
     slot: &Slot<F::Addr>,
     hop: &mut [u8; 16],
 ) -> Result<Verdict, DropReason> {
-    if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot.mtu()) {
+    if packet.len() - l3 > u32::from(slot.mtu()) && !segments_fit(packet, parsed, slot) {
         oversize::<F>(packet, parsed, slot)?;
     }
     translate::<F>(packet, parsed, slot)?;
@@ -358,27 +358,26 @@ fn oversize<F: Family>(
 
 /// A GSO packet is as large as its segments.
 #[inline(always)]
-fn segments_fit<A>(packet: &impl Packet, parsed: &Parsed<A>, mtu: u16) -> bool
+fn segments_fit<A>(packet: &impl Packet, parsed: &Parsed<A>, slot: &Slot<A>) -> bool
 where
     A: Copy,
 {
+    let mtu = u32::from(slot.mtu());
     let size = packet.gso_size();
     if size == 0 {
         return false;
     }
-    // SCTP's segments are packets by themselves (GSO_BY_FRAGS), which SCTP made for its path.
-    if parsed.tuple.proto == proto::SCTP && size == 0xffff {
-        return true;
+    if parsed.tuple.proto == proto::TCP {
+        let Ok(offset) = packet.read::<u8>(parsed.l4 + 12) else {
+            return false;
+        };
+        let header = u32::from(offset >> 4) * 4;
+        return parsed.l4 - parsed.l3 + header + size <= mtu;
     }
-    let header = if parsed.tuple.proto == proto::TCP {
-        match packet.read::<u8>(parsed.l4 + 12) {
-            Ok(offset) => u32::from(offset >> 4) * 4,
-            Err(_) => return false,
-        }
-    } else {
-        8
-    };
-    parsed.l4 - parsed.l3 + header + size <= u32::from(mtu)
+    // A segment of UDP may be a tunnel's, with headers of its own inside, and SCTP's are packets of
+    // any size (GSO_BY_FRAGS): only the kernel knows, and it knows the device.
+    let by_frags = size == 0xffff;
+    (by_frags || parsed.l4 - parsed.l3 + 8 + size <= mtu) && packet.segments_fit(slot.out_ifindex())
 }
 
 /// The flow that an established packet belongs to, if nothing about it needs thought: it arrives

@@ -92,7 +92,7 @@ pub(super) fn answer<F: Family, P: Packet, T: Steps<F>>(
         tables.count_answer(kind, answer_event::SILENT);
         return verdict;
     }
-    if !tables.may_answer() {
+    if !tables.may_answer(kind) {
         tables.count_answer(kind, answer_event::LIMITED);
         return verdict;
     }

@@ -4,7 +4,7 @@
 //! [`ROUTE_LIFETIME`]: crate::flow::ROUTE_LIFETIME
 
 use crate::{
-    abi::flow_flag,
+    abi::{flow_flag, uplink_flag},
     decide::{TOS, egress_uplink},
     drop::DropReason,
     flow::set_other_key,
@@ -42,6 +42,7 @@ pub(super) fn reroute<F: Family, P: Packet, T: Steps<F>>(
     match look_up::<F, T>(tables, scratch, &slot, &other, ifindex) {
         Ok(true) => steps::REROUTED,
         Ok(false) => continuing::ask::<F, T>(tables, scratch, &slot, &other),
+        Err(DropReason::FlowEnded) => continuing::ended::<F, T>(tables, &slot),
         Err(reason) => Verdict::drop(reason).0,
     }
 }
@@ -93,6 +94,13 @@ fn look_up<F: Family, T: Tables<F>>(
     let other_source = !route.src.is_unspecified() && route.src != slot.src();
     if masqueraded && (route.oif != slot.out_ifindex() || other_source) {
         return Ok(false);
+    }
+    // What came by a tunnel is not answered beside it, nor the other way round.
+    let led = slot.out_ifindex() != 0 && slot.flags() & flow_flag::TO_ENDPOINT == 0;
+    let was_headerless = slot.flags() & (flow_flag::HOP | flow_flag::LINK) == 0;
+    let is_headerless = uplink.flags & uplink_flag::L3 != 0;
+    if reply && led && route.oif != slot.out_ifindex() && (was_headerless || is_headerless) {
+        return Err(DropReason::FlowEnded);
     }
     let leg = &mut scratch.decision.reply;
     leg.lead_to_uplink(&scratch.route, &uplink);

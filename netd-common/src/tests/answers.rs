@@ -419,6 +419,16 @@ fn answers_are_rationed<F: Addresses>() {
             .count() as u64
     };
     assert_eq!(send(5000), ANSWERS_AT_ONCE);
+    // Who spends the ration of one kind does not silence another.
+    let header = if F::VERSION == 4 { 28 } else { 48 };
+    let mut large = Frame::udp(
+        (F::of(C0B), 40000),
+        (F::CLIENT, 53),
+        &vec![0; 1501 - header],
+    );
+    large.fragment = 0x4000;
+    let large = host.sends(C0B, large);
+    assert_eq!(large.outcome, Outcome::AnswerPeer(DropReason::TooBig));
     host.model.pass(1);
     assert!(send(5000) <= ANSWERS_PER_SECOND);
     let limited = count(

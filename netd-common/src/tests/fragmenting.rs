@@ -94,7 +94,7 @@ fn a_checksum_that_was_left_to_the_device_is_completed() {
         for protocol in [proto::UDP, proto::TCP] {
             let mut sent = datagram(length);
             if protocol == proto::TCP {
-                sent = Frame::tcp((V4::of(C0), 40000), (V4::CLIENT, 80), SYN, &sent.l4[8..]);
+                sent = Frame::tcp((V4::of(C0), 40000), (V4::CLIENT, 80), ACK, &sent.l4[8..]);
             }
             let mut bytes = sent.macs(bridge_mac(WEB), mac(C0)).bytes::<V4>();
             let l4 = (bytes.len() - 34) as u16;
@@ -133,6 +133,11 @@ fn a_checksum_that_was_left_to_the_device_is_completed() {
 fn what_cannot_be_cut_is_answered() {
     let cannot = Outcome::AnswerPeer(DropReason::CannotFragment);
     let host = narrow(1280);
+    // A SYN with data (RFC 7413), whose options are brought down to the MTU.
+    let data = vec![0; 1400];
+    let segment = |flags| Frame::tcp((V4::of(C0), 40009), (V4::CLIENT, 80), flags, &data);
+    assert_eq!(host.sends(C0, segment(SYN)).outcome, cannot);
+    assert_eq!(host.sends(C0, segment(ACK)).outcome, out::<V4>(UP0));
     let mut options = datagram(1400);
     options.options = vec![1; 4];
     assert_eq!(host.sends(C0, options).outcome, cannot);

@@ -7,7 +7,7 @@ for_both_families! {
     a_container_keeps_its_port_where_it_is_free
     a_sum_left_to_the_device_stays_zero
     the_length_is_that_of_the_ip_packet
-    what_the_device_cuts_is_as_large_as_its_sender_made_it
+    segments_of_any_size_are_the_kernels_to_judge
 }
 
 /// A packet with this many bytes of chunks.
@@ -97,15 +97,23 @@ fn the_length_is_that_of_the_ip_packet<F: Addresses>() {
     assert_eq!(l4[8..12], crc.to_le_bytes());
 }
 
-fn what_the_device_cuts_is_as_large_as_its_sender_made_it<F: Addresses>() {
+fn segments_of_any_size_are_the_kernels_to_judge<F: Addresses>() {
     let mut host = Host::<F>::new();
     host.publish(proto::SCTP, 8132, C0, 3868);
     let mut frame = sctp::<F>((F::CLIENT, 9), (F::HOST, 8132), 3000).macs(UP_MAC, mac(C0));
     frame.fragment = 0x4000;
-    let run = |gso| {
+    let run = |gso_size, device_takes_segments| {
+        let mut bytes = frame.bytes::<F>();
+        let mut packet = GsoPacket {
+            gso_size,
+            device_takes_segments,
+            ..GsoPacket::new(&mut bytes)
+        };
         let meta = Host::<F>::meta(hook::FROM_UPLINK, UP0);
-        host.run(meta, frame.bytes::<F>(), gso).outcome
+        host.model.run(&mut packet, &meta).outcome()
     };
-    assert_eq!(run(0xffff), Outcome::Peer(C0));
-    assert_eq!(run(0), Outcome::AnswerBack(DropReason::TooBig));
+    assert_eq!(run(0xffff, true), Outcome::Peer(C0));
+    let refused = Outcome::AnswerBack(DropReason::TooBig);
+    assert_eq!(run(0xffff, false), refused, "only the kernel knows them");
+    assert_eq!(run(0, true), refused);
 }

@@ -8,7 +8,7 @@ for_both_families!(
     published_on_a_tunnel
     what_is_not_netds_passes_a_tunnel_untouched
     oversize_for_the_tunnel
-    a_flow_moves_from_a_tunnel_to_an_ethernet_uplink
+    what_came_by_a_tunnel_is_not_answered_beside_it
 );
 
 fn tunnel<F: Addresses>() -> Host<F> {
@@ -86,11 +86,27 @@ fn oversize_for_the_tunnel<F: Addresses>() {
     }
 }
 
-fn a_flow_moves_from_a_tunnel_to_an_ethernet_uplink<F: Addresses>() {
+fn what_came_by_a_tunnel_is_not_answered_beside_it<F: Addresses>() {
     let mut host = tunnel::<F>();
     let syn = Frame::tcp((F::CLIENT, 40000), (F::HOST, 8081), SYN, b"");
-    assert_eq!(arrive(&host, syn).0, Outcome::Peer(C0));
+    assert_eq!(arrive(&host, syn.clone()).0, Outcome::Peer(C0));
     assert_eq!(host.server(SYN | ACK).outcome, Outcome::Device(UP0));
+    host.model.config.epoch += 1;
+    assert_eq!(
+        host.server(SYN | ACK).outcome,
+        Outcome::Device(UP0),
+        "the same way"
+    );
+    host.route(Ok(UP1));
+    host.model.config.epoch += 1;
+    let refused = dropped(DropReason::FlowEnded);
+    assert_eq!(host.server(SYN | ACK).outcome, refused);
+    assert_eq!(host.embryos(), 0);
+    // Between two uplinks of the other kind it moves.
+    let mut host = Host::<F>::new();
+    let syn = Frame::tcp((F::CLIENT, 40000), (F::HOST, 8081), SYN, b"");
+    assert_eq!(host.arrive(UP0, syn).outcome, Outcome::Peer(C0));
+    assert_eq!(host.server(SYN | ACK).outcome, out::<F>(UP0));
     host.route(Ok(UP1));
     host.model.config.epoch += 1;
     assert_eq!(host.server(SYN | ACK).outcome, out::<F>(UP1));

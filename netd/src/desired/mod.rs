@@ -389,6 +389,15 @@ fn uplink_rows(config: &Config, facts: &HostFacts, networks: &[Managed<'_>], out
             ));
             continue;
         }
+        if !link.ethernet && !link.headerless {
+            out.warnings.push(format!(
+                "{} is neither an Ethernet interface nor one without a link header, and netd leaves it alone: what a \
+                 route leads out of it is dropped (unmanaged-egress); `uplinks` of [host] without it says that this is \
+                 meant",
+                link.name
+            ));
+            continue;
+        }
         let policy = config.uplink_policy(&link.name);
         let mut flags = match policy.containers {
             ContainersAccess::None => 0,

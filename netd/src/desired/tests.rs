@@ -11,6 +11,7 @@ pub(crate) fn link(ifindex: u32, name: &str, kind: LinkKind, master: Option<u32>
         name: name.to_owned(),
         mac: Some(MacAddr([2, 0, 0, 0, 0, ifindex as u8])),
         ethernet: !matches!(kind, LinkKind::Tun | LinkKind::Wireguard),
+        headerless: matches!(kind, LinkKind::Tun | LinkKind::Wireguard),
         kind,
         mtu: 1500,
         up: true,
@@ -541,4 +542,20 @@ fn ten_thousand_publishes_are_decided_quickly() {
     assert_eq!(got.tables.publish_v6.len(), 10_000);
     // Quadratic work would take minutes; the limit allows for a slow, unoptimised build.
     assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_interface_with_a_header_of_its_own_is_left_alone() {
+    let mut facts = host();
+    let mut infiniband = link(7, "ib0", LinkKind::Physical, None);
+    infiniband.ethernet = false;
+    facts.links.push(infiniband);
+    let want = wanted(WEB, &facts);
+    assert!(!want.tables.uplinks.contains_key(&7));
+    assert!(!want.attachments.keys().any(|at| at.ifindex == 7));
+    assert!(
+        want.warnings[0].starts_with("ib0 is neither"),
+        "{:?}",
+        want.warnings
+    );
 }

@@ -139,12 +139,28 @@ pub(super) fn fill_primary_addresses(links: &mut [Link], addresses: &[Address]) 
     }
 }
 
+/// `dev_is_mac_header_xmit` of include/linux/if_arp.h: what `bpf_redirect` takes the Ethernet header
+/// off for.
+const HEADERLESS: [u16; 9] = [
+    libc::ARPHRD_TUNNEL,
+    libc::ARPHRD_TUNNEL6,
+    libc::ARPHRD_SIT,
+    libc::ARPHRD_IPGRE,
+    823, // ARPHRD_IP6GRE; not in libc
+    libc::ARPHRD_VOID,
+    libc::ARPHRD_NONE,
+    519, // ARPHRD_RAWIP; not in libc
+    libc::ARPHRD_PPP,
+];
+
 fn decode_link(body: &[u8]) -> Option<ReadLink> {
     let hardware = u16_at(body, 2)?;
     let ifindex = u32_at(body, 4)?;
     let flags = u32_at(body, 8)?;
     let loopback = flags & libc::IFF_LOOPBACK as u32 != 0;
     let ethernet = hardware == libc::ARPHRD_ETHER || hardware == libc::ARPHRD_LOOPBACK;
+
+    let headerless = HEADERLESS.contains(&hardware);
 
     let mut link = Link {
         ifindex,
@@ -159,6 +175,7 @@ fn decode_link(body: &[u8]) -> Option<ReadLink> {
         up: flags & libc::IFF_UP as u32 != 0,
         carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
         ethernet,
+        headerless,
         master: None,
         lower: None,
         vrf: None,

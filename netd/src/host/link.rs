@@ -26,6 +26,9 @@ pub struct Link {
     /// Whether its frames start with an Ethernet header. False for tun, WireGuard, ppp, ipip…
     /// Loopback frames carry one (all zero), so it is true there.
     pub ethernet: bool,
+    /// Packets begin with the IP header (tun, WireGuard, PPP, tunnels). What is neither has a header
+    /// that netd does not know (InfiniBand).
+    pub headerless: bool,
     /// The bridge, bond or VRF that it is a port of.
     pub master: Option<u32>,
     /// What lies below or at the other end (`IFLA_LINK`).
@@ -138,7 +141,7 @@ pub struct MacAddr(pub [u8; 6]);
 impl Link {
     /// Whether packets to and from it have no Ethernet header.
     pub fn is_l3_only(&self) -> bool {
-        !self.ethernet
+        self.headerless
     }
 }
 

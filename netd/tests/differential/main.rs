@@ -299,7 +299,9 @@ impl<'a> Differential<'a> {
                 .run(&shot.meta, shot.headerless, shot.gso_size, &mut bpf_bytes)?;
         self.scenario.model.set_now(seconds()?);
         // The model's clock counts seconds; this is far below what the programs allow themselves.
-        self.scenario.model.pace.take();
+        for pace in &self.scenario.model.pace {
+            pace.take();
+        }
         let mut bytes = shot.bytes.clone();
         let verdict = self.scenario.model.run(
             &mut GsoPacket {

@@ -155,7 +155,8 @@ fn follow_up<F: LabFamily>(
         packet.to = host.mac(ifindex);
     }
     let mut gso_size = 0;
-    if payload.len() > 1000 && random.chance(40) {
+    // Of other segments than TCP's only a packet of the kernel's own can tell.
+    if payload.len() > 1000 && key.proto == proto::TCP && random.chance(60) {
         gso_size = random.between(300, 1500) as u32;
     }
     let bytes = packet.bytes::<F>();
