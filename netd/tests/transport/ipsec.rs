@@ -211,6 +211,41 @@ fn an_exception_from_a_policy_is_served() {
     world.end();
 }
 
+/// `ip xfrm policy setdefault out block`: what no policy matches is refused too.
+#[test]
+fn the_default_policy_counts() {
+    need_root!();
+    let world = World::standard(StandardHostOptions::default());
+    let set_default = |to: &str| {
+        let mut command = world.host.host.command("ip");
+        let command = command.args(["xfrm", "policy", "setdefault", "out", to]);
+        command.output().expect("ip").status.success()
+    };
+    let n2b = &world.host.container("n2b").namespace;
+    let options = ProbeOptions::default().timeout(LONG);
+    let quick = ProbeOptions::default().timeout(Duration::from_millis(300));
+    let ask = |options: &ProbeOptions| udp_probe(n2b, at(CLIENT, DATAGRAM), options);
+    world.outcome("before", by("client", HOST), ask(&options));
+    if !set_default("block") {
+        println!("skipped: the kernel has no default policy (Linux 5.15)");
+        return;
+    }
+    let deadline = Instant::now() + LONG;
+    while ask(&quick).report().is_some() && Instant::now() < deadline {}
+    let got = ask(&quick);
+    world.check(
+        "blocked by default",
+        "refused",
+        &got,
+        got.report().is_none(),
+    );
+    assert!(set_default("accept"));
+    let deadline = Instant::now() + LONG;
+    while ask(&quick).report().is_none() && Instant::now() < deadline {}
+    world.outcome("accepted again", by("client", HOST), ask(&options));
+    world.end();
+}
+
 #[test]
 fn replies_of_a_published_port_do_not_leave_in_clear() {
     need_root!();
@@ -268,7 +303,8 @@ fn accelerate_mode_leaves_it_to_the_kernel() {
     let quick = ProbeOptions::default().timeout(Duration::from_millis(300));
     let ask = |options: &ProbeOptions| udp_probe(n2b, at(CLIENT, DATAGRAM), options);
     world.outcome("before", by("client", HOST), ask(&options));
-    if !policy(&world, "add", &[out("0.0.0.0/0", "198.18.0.2/32", TUNNEL)]) {
+    let covers = out("0.0.0.0/0", "198.18.0.2/32", TUNNEL);
+    if !policy(&world, "add", std::slice::from_ref(&covers)) {
         println!("skipped: the kernel has no XFRM");
         return;
     }
@@ -278,6 +314,21 @@ fn accelerate_mode_leaves_it_to_the_kernel() {
         !frame.info.outgoing() && frame.decoded.ports.is_some()
     })
     .expect("capture");
+    let held_back = || -> u64 {
+        // XfrmOutNoStates, XfrmOutPolBlock, XfrmOutError …: what the kernel did not send for a policy's sake.
+        let statistics = world
+            .host
+            .host
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/xfrm_stat"));
+        let statistics = statistics.expect("the kernel's XFRM statistics");
+        let lines = statistics
+            .lines()
+            .filter(|line| line.starts_with("XfrmOut"));
+        lines
+            .filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok())
+            .sum()
+    };
+    let before = held_back();
     let got = ask(&quick);
     world.check("with the policy", "silence", &got, got.report().is_none());
     let seen = capture.stop();
@@ -287,6 +338,13 @@ fn accelerate_mode_leaves_it_to_the_kernel() {
         format!("{:?}", seen.first()),
         seen.is_empty(),
     );
+    let after = held_back();
+    world.check(
+        "the kernel had the packet, and held it back",
+        "more",
+        after,
+        after > before,
+    );
     let drops = world.daemon.verb(&["drops"]).expect("drops").stdout;
     world.check(
         "netd drops it",
@@ -294,5 +352,9 @@ fn accelerate_mode_leaves_it_to_the_kernel() {
         &drops,
         !drops.contains("ipsec-policy"),
     );
+    assert!(policy(&world, "delete", &[selector(&covers)]));
+    let deadline = Instant::now() + LONG;
+    while ask(&quick).report().is_none() && Instant::now() < deadline {}
+    world.outcome("after", by("client", HOST), ask(&options));
     world.end();
 }
