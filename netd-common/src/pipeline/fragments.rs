@@ -32,6 +32,10 @@ use super::{DROP, PASS, Verdict, steps::Judgement, yields};
 
 /// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
+/// Bytes of SCTP's common header (RFC 9260 §3.1).
+const SCTP_HEADER: u32 = 12;
+/// Bytes of a header of UDP, or of ICMP as far as a flow is told by it.
+const UDP_HEADER: u32 = 8;
 
 /// Before the hook judges the packet in hand: looks it up if it is a fragment.
 #[inline(always)]
@@ -111,18 +115,26 @@ pub(super) fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: 
 }
 
 /// What a first fragment's own header says, and whether it says enough: an overlapping one could
-/// supply the rest (RFC 1858 §3, RFC 3128).
+/// supply the rest (RFC 1858 §3, RFC 3128, RFC 7112). What lies behind the IP packet in its frame is
+/// no part of the header: a later fragment has the true one.
 #[inline(always)]
 fn read_first<F: Family, P: Packet>(packet: &mut P, scratch: &mut Scratch<F::Addr>) -> bool {
     let Scratch {
         parsed, fragment, ..
     } = scratch;
     parsed.tuple.reserved = [0; 3];
+    let header = match parsed.tuple.proto {
+        proto::TCP => TCP_HEADER,
+        proto::SCTP => SCTP_HEADER,
+        p if p == proto::UDP || p == F::ICMP => UDP_HEADER,
+        _ => 0,
+    };
+    // Beyond that it is less than nothing.
+    if fragment.l4_len < header || fragment.l4_len > 0xffff {
+        return false;
+    }
     match parsed.tuple.proto {
         proto::TCP => {
-            if fragment.l4_len < TCP_HEADER || fragment.l4_len > 0xffff {
-                return false;
-            }
             if packet.read::<[u8; 18]>(parsed.l4).is_err() {
                 packet.pull(parsed.l4 + TCP_HEADER);
             }

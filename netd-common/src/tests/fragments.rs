@@ -17,6 +17,7 @@ for_both_families! {
     duplicates_and_overlaps
     the_rest_of_an_overlap_is_dropped_too
     a_first_fragment_too_small
+    a_trailer_is_no_part_of_a_first_fragment
     lengths_that_cannot_be
     too_many_gaps
     time_runs_out
@@ -372,6 +373,60 @@ fn a_first_fragment_too_small<F: Addresses>() {
     }
     let overlap = dropped(DropReason::FragmentOverlap);
     assert_eq!(host.fragment_arrives(flags).outcome, overlap);
+}
+
+/// What follows the packet in its frame is read by nobody who puts it together.
+fn a_trailer_is_no_part_of_a_first_fragment<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    host.publish(proto::SCTP, 7000, C0, 7000);
+    let invalid = dropped(DropReason::FragmentInvalid);
+    let sctp = |src, dst| {
+        let mut frame = Frame::sctp((src, 7000), (dst, 7000));
+        frame.l4.extend([0; 64]);
+        frame
+    };
+    let udp = |src, dst| Frame::udp((src, 8081), (dst, 8081), &[0; 64]);
+    let kind = (F::ECHO_REQUEST, 0);
+    let echo = |src, dst| Frame::icmp::<F>(src, dst, kind, [0, 9, 0, 1], &[0; 64]);
+    let of_world = [udp(F::CLIENT, F::HOST), sctp(F::CLIENT, F::HOST)];
+    let of_container = [udp(F::of(C0B), F::CLIENT), echo(F::of(C0B), F::CLIENT)];
+    for (id, mut frame) in of_world.into_iter().chain(of_container).enumerate() {
+        let from_world = frame.src == F::CLIENT;
+        let is_sctp = frame.proto == proto::SCTP;
+        let header: usize = if is_sctp { 12 } else { 8 };
+        // Bytes in front of the L4 header that are cut with it.
+        let options = if F::VERSION == 6 {
+            frame.first_extension = 60;
+            frame.options = vec![frame.proto, 0, 1, 4, 0, 0, 0, 0];
+            8
+        } else if is_sctp {
+            0
+        } else {
+            // Nothing is shorter than eight bytes that others follow.
+            continue;
+        };
+        let bytes = frame.bytes::<F>();
+        for at in [8, 16, 24] {
+            let id = id as u32 * 100 + at as u32;
+            let mut first = cut::<F>(&bytes, id, 0, &[at])[0].clone();
+            // The header all the same, behind the packet.
+            let missing = (options + header).saturating_sub(at);
+            let start = 14 + if F::VERSION == 4 { 20 } else { 40 } + at;
+            first.extend(&bytes[start..start + missing]);
+            let outcome = if from_world {
+                host.fragment_arrives(first).outcome
+            } else {
+                host.fragment_leaves(C0B, first).outcome
+            };
+            let taken = if from_world {
+                Outcome::Peer(C0)
+            } else {
+                out::<F>(UP0)
+            };
+            let expected = if missing == 0 { taken } else { invalid };
+            assert_eq!(outcome, expected, "{at} {id}");
+        }
+    }
 }
 
 fn lengths_that_cannot_be<F: Addresses>() {
