@@ -195,10 +195,15 @@ fn is_followed<F: Family>(
         parsed, fragment, ..
     } = scratch;
     let expired = age > lifetime::<F>();
-    if row.flags & fragments_flag::HEADLESS != 0 || row.generation == 0 && expired {
+    if row.flags & fragments_flag::HEADLESS != 0 {
         if !expired {
             fragment.role = role::HEADLESS;
         }
+        return false;
+    }
+    if expired {
+        // Identifications come round: it may be of another packet, which may be the host's.
+        fragment.objection = DropReason::FragmentExpired as u32;
         return false;
     }
     copy(&mut parsed.tuple, &row.tuple);
@@ -208,11 +213,7 @@ fn is_followed<F: Family>(
     }
     fragment.role = role::LATER;
     fragment.generation = row.generation;
-    if expired {
-        fragment.objection = DropReason::FragmentExpired as u32;
-    } else if row.refused != 0 {
-        fragment.objection = u32::from(row.refused);
-    }
+    fragment.objection = u32::from(row.refused);
     fragment.objection == 0
 }
 
@@ -284,8 +285,8 @@ pub(super) fn later<F: Family, T: Tables<F>>(
     may_stray: bool,
 ) -> Result<Judgement, DropReason> {
     let fragment = &scratch.fragment;
-    objection(fragment)?;
     if fragment.role == role::LATER {
+        objection(fragment)?;
         if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
             && slot.in_ifindex() == ifindex
             && is_its_flow(fragment, &slot)
@@ -297,6 +298,8 @@ pub(super) fn later<F: Family, T: Tables<F>>(
     if fragment.role == role::LEFT && may_leave || fragment.role != role::LEFT && may_stray {
         return Ok(Judgement::Verdict(Verdict::PASSED));
     }
+    // One that came too late is not held against the host.
+    objection(fragment)?;
     Err(DropReason::FragmentOrder)
 }
 
@@ -312,9 +315,11 @@ pub(super) fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: Verdict) {
     let Some(scratch) = tables.scratch() else {
         return;
     };
-    let out_of_order =
-        verdict.action() == DROP && verdict.argument() == DropReason::FragmentOrder as u32;
     let dropped = verdict.action() == DROP;
+    let reason = verdict.argument();
+    let out_of_order = dropped
+        && (reason == DropReason::FragmentOrder as u32
+            || reason == DropReason::FragmentExpired as u32);
     let Scratch {
         parsed, fragment, ..
     } = scratch;

@@ -21,6 +21,7 @@ for_both_families! {
     lengths_that_cannot_be
     too_many_gaps
     time_runs_out
+    what_is_left_of_a_packet_claims_no_other
     identifications_come_round
     the_table_is_bounded
     the_hosts_own_are_left_alone
@@ -496,6 +497,38 @@ fn time_runs_out<F: Addresses>() {
         host.model.pass(seconds);
         let later = host.fragment_leaves(C0, pieces[1].clone());
         assert_eq!(later.outcome, expected, "{seconds}");
+    }
+}
+
+/// Of a datagram to a published port the end was lost. Its identification comes round in one to a
+/// service of the host, whose fragments come in another order.
+fn what_is_left_of_a_packet_claims_no_other<F: Addresses>() {
+    let host = Host::<F>::new();
+    let lost = to_publish::<F>(5);
+    assert_eq!(
+        host.fragment_arrives(lost[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
+    host.model.pass(200);
+    let service = datagram::<F>((F::CLIENT, 4000), (F::HOST, 8083), 5);
+    for i in [3, 0, 1, 4, 2] {
+        let arrived = host.fragment_arrives(service[i].clone());
+        assert_eq!(arrived.outcome, Outcome::Pass, "{i}");
+    }
+    assert_eq!(host.embryos(), 2, "the datagram's that was lost");
+    // What is not the host's to take stays dropped, and so does its first one.
+    let host = Host::<F>::new();
+    let pieces = to_world::<F>(5);
+    assert_eq!(
+        host.fragment_leaves(C0, pieces[0].clone()).outcome,
+        out::<F>(UP0)
+    );
+    host.model.pass(200);
+    let later = host.fragment_leaves(C0, pieces[1].clone());
+    assert_eq!(later.outcome, dropped(DropReason::FragmentExpired));
+    for i in [2, 0, 3] {
+        let sent = host.fragment_leaves(C0, pieces[i].clone());
+        assert_eq!(sent.outcome, dropped(DropReason::FragmentOrder), "{i}");
     }
 }
 

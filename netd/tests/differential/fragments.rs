@@ -136,7 +136,13 @@ impl Differential<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (key, mut row) = *self.random.pick(&rows);
+        // Mostly those that others follow: their age counts.
+        let followed: Vec<_> = rows.iter().filter(|row| row.1.generation != 0).collect();
+        let (key, mut row) = if followed.is_empty() || self.random.chance(20) {
+            *self.random.pick(&rows)
+        } else {
+            **self.random.pick(&followed)
+        };
         row.began = seconds()?.wrapping_sub(*self.random.pick(&[3, 20, 31, 61, 61, 70]));
         table.put(&key, &row);
         row.generation = self.generation(row.generation);
