@@ -16,11 +16,10 @@
 //! two; a fragment that overtakes its first one on another CPU counts as having come before it.
 
 use crate::{
-    abi::{Config, Fragments, Tuple, fragments_flag},
+    abi::{Config, Fragments, Tuple, fragments_flag, local_kind},
     conntrack::idle,
     drop::DropReason,
     fragment::{self, Fragment, SAME_PACKET, covered, lifetime, role},
-    kernel_flow,
     packet::Packet,
     parse::{Kind, SLOW, is_icmp_error, is_link_control},
     room,
@@ -303,10 +302,20 @@ pub(super) fn later<F: Family, T: Tables<F>>(
     Err(DropReason::FragmentOrder)
 }
 
-/// May the kernel still take what a container sends to another host?
+/// Would the guards stop what is left to the kernel here? `scratch.tuple` is a new flow's, and
+/// `network` the container's that opens it. A flow that the kernel owned before netd came is known by
+/// its ports: the later fragments have none, nor has any row those that the kernel gives the others.
 #[inline(always)]
-pub(super) fn kernel_takes(config: &Config) -> bool {
-    yields(config) || kernel_flow::any(config)
+pub(super) fn stops_at_the_guard<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &Scratch<F::Addr>,
+    network: u32,
+) -> bool {
+    scratch.fragment.role == role::FIRST
+        && network != 0
+        && !yields(config)
+        && tables.local(&scratch.tuple.dst) == local_kind::NONE
 }
 
 /// After the packet in hand was dealt with: writes down what its other fragments need.

@@ -506,6 +506,12 @@ pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, 
     let flags = opening_flags(&scratch.parsed, fresh);
     let origin = Origin::new(ifindex, network, fresh);
     match decide::classify::<F, T>(tables, config, scratch, &origin, flags) {
+        Ok(Way::Pass)
+            if fresh == FRESH
+                && fragments::stops_at_the_guard::<F, T>(tables, config, scratch, network) =>
+        {
+            encode(DropReason::Fragment)
+        }
         Ok(Way::Pass) => PASS,
         Ok(Way::Published) => PUBLISHED,
         Ok(Way::PublishedUnlessHeard) => PUBLISHED_UNLESS_HEARD,
