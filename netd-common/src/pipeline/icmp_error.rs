@@ -78,8 +78,11 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
         frame_to = or_drop!(packet.read::<Eth>(0)).dst;
         to_neighbour = frame_to != network.bridge_mac && enforced(Check::MacFirst);
     }
+    let to: F::Addr = or_drop!(packet.read(scratch.parsed.l3 + F::SRC_OFFSET + F::ADDR_LEN));
+    let to_sender = to == scratch.parsed.tuple.dst;
     let Some(slot) = room::surely::<F, T>(tables, &scratch.parsed.tuple) else {
         let kernels = !to_neighbour
+            && to_sender
             && kernel_flow::any(config)
             && kernel_flow::owns_forwarded::<F, T>(
                 tables,
@@ -104,8 +107,7 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
     } else {
         slot.in_ifindex() == from.ifindex && !is_uplink_side(&slot)
     };
-    let to: F::Addr = or_drop!(packet.read(scratch.parsed.l3 + F::SRC_OFFSET + F::ADDR_LEN));
-    if !fits || to != scratch.parsed.tuple.dst {
+    if !fits || !to_sender {
         return Verdict::drop(DropReason::IcmpQuote).0;
     }
     set_other_key(&mut scratch.reply_tuple, scratch.parsed.tuple.proto, &slot);

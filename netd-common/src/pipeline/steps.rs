@@ -745,6 +745,11 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
         return 0;
     }
     if how & QUOTED != 0 {
+        // Else it is no error of that flow's to nf_conntrack (nf_conntrack_inet_error), which would
+        // not translate it.
+        if scratch.parsed.tuple.dst != scratch.quoted.tuple.src {
+            return 0;
+        }
         // As the kernel's flow knows what goes the error's way.
         scratch.tuple = scratch.quoted.tuple.reversed();
     } else {
