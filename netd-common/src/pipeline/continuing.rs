@@ -8,6 +8,7 @@ use crate::{
     drop::DropReason,
     flow::{ROUTE_LIFETIME, set_other_key},
     packet::Packet,
+    parse::Kind,
     room,
     tables::{Scratch, Slot, Steps},
     wire::{Family, proto, tcp_flag},
@@ -54,17 +55,17 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
             return Verdict::drop(DropReason::FlowEnded).0;
         }
         // What is left of a flow is of no use.
-        return ended::<F, T>(tables, &slot);
+        return ended::<F, T>(tables, scratch, &slot);
     };
     let silence = idle(now, slot.last_seen()).min(idle(now, other.last_seen()));
     if other.generation() != slot.generation() || silence > state.lifetime() {
-        return ended::<F, T>(tables, &slot);
+        return ended::<F, T>(tables, scratch, &slot);
     }
     if decision < steps::ROUTED {
         if !or_drop!(is_same_flow::<F, T>(
             tables, scratch, &slot, &other, decision
         )) {
-            return ended::<F, T>(tables, &slot);
+            return ended::<F, T>(tables, scratch, &slot);
         }
         slot.set_epoch(config.epoch);
     } else if decision == steps::UNDECIDED && slot.epoch() != config.epoch {
@@ -98,13 +99,26 @@ pub(super) fn proceed<F: Family, P: Packet, T: Steps<F>>(
 
 /// Takes the flow away. A packet of the side that opened it may open another.
 #[inline(always)]
-pub(super) fn ended<F: Family, T: Steps<F>>(tables: &T, slot: &Slot<F::Addr>) -> u64 {
+pub(super) fn ended<F: Family, T: Steps<F>>(
+    tables: &T,
+    scratch: &Scratch<F::Addr>,
+    slot: &Slot<F::Addr>,
+) -> u64 {
     let reply = slot.flags() & flow_flag::REPLY != 0;
-    tables.end(slot.generation());
+    end::<F, T>(tables, scratch, slot);
     if reply {
         Verdict::drop(DropReason::FlowEnded).0
     } else {
         steps::OPEN
+    }
+}
+
+/// Ends the flow, unless what is in hand is but an ICMP error about it: anyone may have made that up
+/// (RFC 5508 REQ-6).
+#[inline(always)]
+fn end<F: Family, T: Steps<F>>(tables: &T, scratch: &Scratch<F::Addr>, slot: &Slot<F::Addr>) {
+    if scratch.parsed.kind != Kind::IcmpError {
+        tables.end(slot.generation());
     }
 }
 
@@ -144,7 +158,7 @@ pub(super) fn ask<F: Family, T: Steps<F>>(
             .network(network)
             .is_some_and(|n| n.flags & network_flag::SPOOF_OFF != 0);
     if network == 0 || !may_send {
-        return ended::<F, T>(tables, slot);
+        return ended::<F, T>(tables, scratch, slot);
     }
     steps::ask(opened_on, network)
 }
@@ -169,7 +183,7 @@ pub(super) fn is_same_flow<F: Family, T: Steps<F>>(
             return Err(reason);
         }
         Err(reason) => {
-            tables.end(slot.generation());
+            end::<F, T>(tables, scratch, slot);
             return Err(reason);
         }
     }
@@ -189,7 +203,8 @@ pub(super) fn is_same_flow<F: Family, T: Steps<F>>(
         if reply { &d.reply } else { &d.forward },
         tables.now(),
     );
-    if !reply {
+    // An error may come from anyone on its opener's way, not only from the opener.
+    if !reply && scratch.parsed.kind != Kind::IcmpError {
         symmetric::learn_again::<F, T>(tables, scratch, slot, other);
     }
     Ok(true)

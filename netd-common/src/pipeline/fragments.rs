@@ -16,11 +16,10 @@
 //! two; a fragment that overtakes its first one on another CPU counts as having come before it.
 
 use crate::{
-    abi::{Config, Fragments, Tuple, fragments_flag},
+    abi::{Config, Fragments, Tuple, fragments_flag, local_kind},
     conntrack::idle,
     drop::DropReason,
     fragment::{self, Fragment, SAME_PACKET, covered, lifetime, role},
-    kernel_flow,
     packet::Packet,
     parse::{Kind, SLOW, is_icmp_error, is_link_control},
     room,
@@ -32,6 +31,10 @@ use super::{DROP, PASS, Verdict, steps::Judgement, yields};
 
 /// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
+/// Bytes of SCTP's common header (RFC 9260 §3.1).
+const SCTP_HEADER: u32 = 12;
+/// Bytes of a header of UDP, or of ICMP as far as a flow is told by it.
+const UDP_HEADER: u32 = 8;
 
 /// Before the hook judges the packet in hand: looks it up if it is a fragment.
 #[inline(always)]
@@ -111,18 +114,26 @@ pub(super) fn track<F: Family, P: Packet, T: Tables<F>>(packet: &mut P, tables: 
 }
 
 /// What a first fragment's own header says, and whether it says enough: an overlapping one could
-/// supply the rest (RFC 1858 §3, RFC 3128).
+/// supply the rest (RFC 1858 §3, RFC 3128, RFC 7112). What lies behind the IP packet in its frame is
+/// no part of the header: a later fragment has the true one.
 #[inline(always)]
 fn read_first<F: Family, P: Packet>(packet: &mut P, scratch: &mut Scratch<F::Addr>) -> bool {
     let Scratch {
         parsed, fragment, ..
     } = scratch;
     parsed.tuple.reserved = [0; 3];
+    let header = match parsed.tuple.proto {
+        proto::TCP => TCP_HEADER,
+        proto::SCTP => SCTP_HEADER,
+        p if p == proto::UDP || p == F::ICMP => UDP_HEADER,
+        _ => 0,
+    };
+    // Beyond that it is less than nothing.
+    if fragment.l4_len < header || fragment.l4_len > 0xffff {
+        return false;
+    }
     match parsed.tuple.proto {
         proto::TCP => {
-            if fragment.l4_len < TCP_HEADER || fragment.l4_len > 0xffff {
-                return false;
-            }
             if packet.read::<[u8; 18]>(parsed.l4).is_err() {
                 packet.pull(parsed.l4 + TCP_HEADER);
             }
@@ -183,10 +194,15 @@ fn is_followed<F: Family>(
         parsed, fragment, ..
     } = scratch;
     let expired = age > lifetime::<F>();
-    if row.flags & fragments_flag::HEADLESS != 0 || row.generation == 0 && expired {
+    if row.flags & fragments_flag::HEADLESS != 0 {
         if !expired {
             fragment.role = role::HEADLESS;
         }
+        return false;
+    }
+    if expired {
+        // Identifications come round: it may be of another packet, which may be the host's.
+        fragment.objection = DropReason::FragmentExpired as u32;
         return false;
     }
     copy(&mut parsed.tuple, &row.tuple);
@@ -196,11 +212,7 @@ fn is_followed<F: Family>(
     }
     fragment.role = role::LATER;
     fragment.generation = row.generation;
-    if expired {
-        fragment.objection = DropReason::FragmentExpired as u32;
-    } else if row.refused != 0 {
-        fragment.objection = u32::from(row.refused);
-    }
+    fragment.objection = u32::from(row.refused);
     fragment.objection == 0
 }
 
@@ -272,8 +284,8 @@ pub(super) fn later<F: Family, T: Tables<F>>(
     may_stray: bool,
 ) -> Result<Judgement, DropReason> {
     let fragment = &scratch.fragment;
-    objection(fragment)?;
     if fragment.role == role::LATER {
+        objection(fragment)?;
         if let Some(slot) = room::either::<F, T>(tables, &scratch.parsed.tuple)
             && slot.in_ifindex() == ifindex
             && is_its_flow(fragment, &slot)
@@ -285,13 +297,25 @@ pub(super) fn later<F: Family, T: Tables<F>>(
     if fragment.role == role::LEFT && may_leave || fragment.role != role::LEFT && may_stray {
         return Ok(Judgement::Verdict(Verdict::PASSED));
     }
+    // One that came too late is not held against the host.
+    objection(fragment)?;
     Err(DropReason::FragmentOrder)
 }
 
-/// May the kernel still take what a container sends to another host?
+/// Would the guards stop what is left to the kernel here? `scratch.tuple` is a new flow's, and
+/// `network` the container's that opens it. A flow that the kernel owned before netd came is known by
+/// its ports: the later fragments have none, nor has any row those that the kernel gives the others.
 #[inline(always)]
-pub(super) fn kernel_takes(config: &Config) -> bool {
-    yields(config) || kernel_flow::any(config)
+pub(super) fn stops_at_the_guard<F: Family, T: Tables<F>>(
+    tables: &T,
+    config: &Config,
+    scratch: &Scratch<F::Addr>,
+    network: u32,
+) -> bool {
+    scratch.fragment.role == role::FIRST
+        && network != 0
+        && !yields(config)
+        && tables.local(&scratch.tuple.dst) == local_kind::NONE
 }
 
 /// After the packet in hand was dealt with: writes down what its other fragments need.
@@ -300,9 +324,11 @@ pub(super) fn remember<F: Family, T: Tables<F>>(tables: &T, verdict: Verdict) {
     let Some(scratch) = tables.scratch() else {
         return;
     };
-    let out_of_order =
-        verdict.action() == DROP && verdict.argument() == DropReason::FragmentOrder as u32;
     let dropped = verdict.action() == DROP;
+    let reason = verdict.argument();
+    let out_of_order = dropped
+        && (reason == DropReason::FragmentOrder as u32
+            || reason == DropReason::FragmentExpired as u32);
     let Scratch {
         parsed, fragment, ..
     } = scratch;

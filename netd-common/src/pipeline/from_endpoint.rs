@@ -170,7 +170,7 @@ fn judge<F: Family, P: Packet, T: Tables<F>>(
     match scratch.parsed.kind {
         Kind::LaterFragment => {
             let to_host = local != local_kind::NONE;
-            let may_leave = to_host || fragments::kernel_takes(config);
+            let may_leave = to_host || yields(config);
             return fragments::later::<F, T>(tables, scratch, ifindex, may_leave, to_host);
         }
         Kind::IcmpError

@@ -7,8 +7,9 @@
 //! packet of this direction gets. So an error from within shows the published or the masquerade
 //! address, whoever inside sent it, and one from the network keeps the router's own.
 //!
-//! An error is no traffic of the flow: nothing in its entries is refreshed but a next hop or a
-//! decision that is out of date, and no error ends a flow.
+//! An error is no traffic of the flow: nothing in its entries is refreshed but the way that it goes
+//! itself, if that is out of date. Nor does it end a flow that a new decision refuses: the flow's next
+//! packet does (see [`super::continuing`]).
 
 use crate::{
     abi::{Config, flow_flag},
@@ -53,8 +54,8 @@ pub(super) struct From {
     pub network: u16,
 }
 
-/// Finds the flow that an error is about, by what `scratch.quoted` says, and judges whether it may go that flow's way. Returns
-/// what [`steps::icmp_error`] does.
+/// Finds the flow that an error is about, by what `scratch.quoted` says, and judges whether it may go that
+/// flow's way. Returns what [`steps::icmp_error`] does.
 ///
 /// `scratch.parsed.tuple` becomes the key of that flow's entry, and stays so: drops are shown with
 /// the flow that they are about.
@@ -78,8 +79,13 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
         frame_to = or_drop!(packet.read::<Eth>(0)).dst;
         to_neighbour = frame_to != network.bridge_mac && enforced(Check::MacFirst);
     }
+    let to: F::Addr = or_drop!(packet.read(scratch.parsed.l3 + F::SRC_OFFSET + F::ADDR_LEN));
+    let to_sender = to == scratch.parsed.tuple.dst;
     let Some(slot) = room::surely::<F, T>(tables, &scratch.parsed.tuple) else {
+        // What does not go to who sent what it quotes is no error of that flow's to nf_conntrack
+        // (nf_conntrack_inet_error), which would not translate it.
         let kernels = !to_neighbour
+            && to_sender
             && kernel_flow::any(config)
             && kernel_flow::owns_forwarded::<F, T>(
                 tables,
@@ -104,8 +110,7 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
     } else {
         slot.in_ifindex() == from.ifindex && !is_uplink_side(&slot)
     };
-    let to: F::Addr = or_drop!(packet.read(scratch.parsed.l3 + F::SRC_OFFSET + F::ADDR_LEN));
-    if !fits || to != scratch.parsed.tuple.dst {
+    if !fits || !to_sender {
         return Verdict::drop(DropReason::IcmpQuote).0;
     }
     set_other_key(&mut scratch.reply_tuple, scratch.parsed.tuple.proto, &slot);
@@ -124,7 +129,7 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Steps<F>>(
         )) {
             return Verdict::drop(DropReason::FlowEnded).0;
         }
-        slot.set_epoch(config.epoch);
+        // Its epoch stays: the flow's next packet is still to be decided about.
     } else if decision == steps::UNDECIDED {
         or_drop!(check_sender::<F, P, T>(
             packet, tables, scratch, &slot, from

@@ -506,6 +506,12 @@ pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, 
     let flags = opening_flags(&scratch.parsed, fresh);
     let origin = Origin::new(ifindex, network, fresh);
     match decide::classify::<F, T>(tables, config, scratch, &origin, flags) {
+        Ok(Way::Pass)
+            if fresh == FRESH
+                && fragments::stops_at_the_guard::<F, T>(tables, config, scratch, network) =>
+        {
+            encode(DropReason::Fragment)
+        }
         Ok(Way::Pass) => PASS,
         Ok(Way::Published) => PUBLISHED,
         Ok(Way::PublishedUnlessHeard) => PUBLISHED_UNLESS_HEARD,
@@ -739,6 +745,11 @@ pub fn kernel_forwards<F: Family, P: Packet, T: Steps<F>>(
         return 0;
     }
     if how & QUOTED != 0 {
+        // Else it is no error of that flow's to nf_conntrack (nf_conntrack_inet_error), which would
+        // not translate it.
+        if scratch.parsed.tuple.dst != scratch.quoted.tuple.src {
+            return 0;
+        }
         // As the kernel's flow knows what goes the error's way.
         scratch.tuple = scratch.quoted.tuple.reversed();
     } else {

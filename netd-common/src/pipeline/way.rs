@@ -31,7 +31,7 @@ pub(super) fn reroute<F: Family, P: Packet, T: Steps<F>>(
     };
     set_other_key(&mut scratch.reply_tuple, scratch.parsed.tuple.proto, &slot);
     let Some(other) = room::surely::<F, T>(tables, &scratch.reply_tuple) else {
-        return continuing::ended::<F, T>(tables, &slot);
+        return continuing::ended::<F, T>(tables, scratch, &slot);
     };
     let reply = slot.flags() & flow_flag::REPLY != 0;
     scratch.tos = if reply {

@@ -175,6 +175,13 @@ fn a_tuple_has_one_owner<F: Addresses>() {
     assert_eq!(host.client(SYN, 8090).outcome, dropped(reason));
     let frame = Frame::tcp((F::CLIENT, 40001), (F::HOST, 8090), SYN, b"");
     assert_eq!(host.arrive(UP0, frame).outcome, Outcome::Peer(C0));
+    // The same port of another address of the host's is as much another question of the same socket.
+    let unicast = crate::abi::local_kind::UNICAST;
+    host.model
+        .add_local::<F>(F::GATEWAY, F::ADDR_LEN * 8, unicast);
+    let ask = |port| Frame::tcp((F::CLIENT, port), (F::GATEWAY, 8081), SYN, b"");
+    assert_eq!(host.arrive(UP0, ask(40000)).outcome, dropped(reason));
+    assert_eq!(host.arrive(UP0, ask(40002)).outcome, Outcome::Peer(C0));
 }
 
 fn addresses_that_nobody_has<F: Addresses>() {
@@ -312,7 +319,7 @@ fn answers_to_questions_that_nobody_asked<F: Addresses>() {
     let refused = dropped(DropReason::UnsolicitedReply);
     assert_eq!(host.sends(C0, reply()).outcome, refused);
     assert_eq!(host.embryos(), 0);
-    host.model.config.flags |= crate::abi::config_flag::ACCELERATE;
+    host.model.config.flags |= config_flag::ACCELERATE;
     assert_eq!(host.sends(C0, reply()).outcome, Outcome::Pass);
     let asked = Frame::echo::<F>(F::of(C0), F::CLIENT, 7);
     assert_eq!(host.sends(C0, asked).outcome, out::<F>(UP0));

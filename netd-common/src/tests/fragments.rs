@@ -17,9 +17,11 @@ for_both_families! {
     duplicates_and_overlaps
     the_rest_of_an_overlap_is_dropped_too
     a_first_fragment_too_small
+    a_trailer_is_no_part_of_a_first_fragment
     lengths_that_cannot_be
     too_many_gaps
     time_runs_out
+    what_is_left_of_a_packet_claims_no_other
     identifications_come_round
     the_table_is_bounded
     the_hosts_own_are_left_alone
@@ -31,7 +33,7 @@ for_both_families! {
     a_connection_is_followed
     protocols_without_ports_where_nothing_is_translated
     errors_and_sctp_do_not_come_in_fragments
-    what_the_kernel_owns_stays_with_it
+    what_the_kernel_owns_must_be_whole
     a_spoofed_fragment_tells_nothing
     an_interface_of_its_own
     fragments_of_one_share_a_ttl_and_an_mtu
@@ -374,6 +376,60 @@ fn a_first_fragment_too_small<F: Addresses>() {
     assert_eq!(host.fragment_arrives(flags).outcome, overlap);
 }
 
+/// What follows the packet in its frame is read by nobody who puts it together.
+fn a_trailer_is_no_part_of_a_first_fragment<F: Addresses>() {
+    let mut host = Host::<F>::new();
+    host.publish(proto::SCTP, 7000, C0, 7000);
+    let invalid = dropped(DropReason::FragmentInvalid);
+    let sctp = |src, dst| {
+        let mut frame = Frame::sctp((src, 7000), (dst, 7000));
+        frame.l4.extend([0; 64]);
+        frame
+    };
+    let udp = |src, dst| Frame::udp((src, 8081), (dst, 8081), &[0; 64]);
+    let kind = (F::ECHO_REQUEST, 0);
+    let echo = |src, dst| Frame::icmp::<F>(src, dst, kind, [0, 9, 0, 1], &[0; 64]);
+    let of_world = [udp(F::CLIENT, F::HOST), sctp(F::CLIENT, F::HOST)];
+    let of_container = [udp(F::of(C0B), F::CLIENT), echo(F::of(C0B), F::CLIENT)];
+    for (id, mut frame) in of_world.into_iter().chain(of_container).enumerate() {
+        let from_world = frame.src == F::CLIENT;
+        let is_sctp = frame.proto == proto::SCTP;
+        let header: usize = if is_sctp { 12 } else { 8 };
+        // Bytes in front of the L4 header that are cut with it.
+        let options = if F::VERSION == 6 {
+            frame.first_extension = 60;
+            frame.options = vec![frame.proto, 0, 1, 4, 0, 0, 0, 0];
+            8
+        } else if is_sctp {
+            0
+        } else {
+            // Nothing is shorter than eight bytes that others follow.
+            continue;
+        };
+        let bytes = frame.bytes::<F>();
+        for at in [8, 16, 24] {
+            let id = id as u32 * 100 + at as u32;
+            let mut first = cut::<F>(&bytes, id, 0, &[at])[0].clone();
+            // The header all the same, behind the packet.
+            let missing = (options + header).saturating_sub(at);
+            let start = 14 + if F::VERSION == 4 { 20 } else { 40 } + at;
+            first.extend(&bytes[start..start + missing]);
+            let outcome = if from_world {
+                host.fragment_arrives(first).outcome
+            } else {
+                host.fragment_leaves(C0B, first).outcome
+            };
+            let taken = if from_world {
+                Outcome::Peer(C0)
+            } else {
+                out::<F>(UP0)
+            };
+            let expected = if missing == 0 { taken } else { invalid };
+            assert_eq!(outcome, expected, "{at} {id}");
+        }
+    }
+}
+
 fn lengths_that_cannot_be<F: Addresses>() {
     let invalid = dropped(DropReason::FragmentInvalid);
     for (offset, more, length, expected) in [
@@ -441,6 +497,38 @@ fn time_runs_out<F: Addresses>() {
         host.model.pass(seconds);
         let later = host.fragment_leaves(C0, pieces[1].clone());
         assert_eq!(later.outcome, expected, "{seconds}");
+    }
+}
+
+/// Of a datagram to a published port the end was lost. Its identification comes round in one to a
+/// service of the host, whose fragments come in another order.
+fn what_is_left_of_a_packet_claims_no_other<F: Addresses>() {
+    let host = Host::<F>::new();
+    let lost = to_publish::<F>(5);
+    assert_eq!(
+        host.fragment_arrives(lost[0].clone()).outcome,
+        Outcome::Peer(C0)
+    );
+    host.model.pass(200);
+    let service = datagram::<F>((F::CLIENT, 4000), (F::HOST, 8083), 5);
+    for i in [3, 0, 1, 4, 2] {
+        let arrived = host.fragment_arrives(service[i].clone());
+        assert_eq!(arrived.outcome, Outcome::Pass, "{i}");
+    }
+    assert_eq!(host.embryos(), 2, "the datagram's that was lost");
+    // What is not the host's to take stays dropped, and so does its first one.
+    let host = Host::<F>::new();
+    let pieces = to_world::<F>(5);
+    assert_eq!(
+        host.fragment_leaves(C0, pieces[0].clone()).outcome,
+        out::<F>(UP0)
+    );
+    host.model.pass(200);
+    let later = host.fragment_leaves(C0, pieces[1].clone());
+    assert_eq!(later.outcome, dropped(DropReason::FragmentExpired));
+    for i in [2, 0, 3] {
+        let sent = host.fragment_leaves(C0, pieces[i].clone());
+        assert_eq!(sent.outcome, dropped(DropReason::FragmentOrder), "{i}");
     }
 }
 
@@ -721,7 +809,9 @@ fn errors_and_sctp_do_not_come_in_fragments<F: Addresses>() {
     assert_eq!(arrived.outcome, dropped(DropReason::Fragment));
 }
 
-fn what_the_kernel_owns_stays_with_it<F: Addresses>() {
+/// Fragments of the kernel's flows would not get past the guards, which cannot know them: the kernel
+/// has put them together, translated them and cut them again, with no row to tell by.
+fn what_the_kernel_owns_must_be_whole<F: Addresses>() {
     let mut host = Host::<F>::new();
     host.model.config.flags |= config_flag::KERNEL_FLOWS;
     let original = Tuple {
@@ -736,14 +826,39 @@ fn what_the_kernel_owns_stays_with_it<F: Addresses>() {
     reply.dst = F::HOST;
     let tables = F::tables_mut(&mut host.model);
     tables.kernel_flows.insert(original, reply, 1000, 120);
-    for piece in to_world::<F>(1) {
-        assert_eq!(host.fragment_leaves(C0, piece).outcome, Outcome::Pass);
+    let guard = |host: &Host<F>, mut bytes: Vec<u8>| {
+        bytes[..6].copy_from_slice(&bridge_mac(WEB));
+        bytes[6..12].copy_from_slice(&mac(C0));
+        let meta = Host::<F>::meta(hook::BRIDGE_IN, 10);
+        host.run(meta, bytes, 0).outcome
+    };
+    let whole = || Frame::udp((F::of(C0), 4000), (F::CLIENT, 53), b"?");
+    assert_eq!(host.sends(C0, whole()).outcome, Outcome::Pass);
+    assert_eq!(guard(&host, whole().bytes::<F>()), Outcome::Pass);
+    let reason = dropped(DropReason::Fragment);
+    let first = to_world::<F>(1).swap_remove(0);
+    assert_eq!(host.fragment_leaves(C0, first.clone()).outcome, reason);
+    let unknown = dropped(DropReason::UnknownEndpoint);
+    assert_eq!(guard(&host, first), unknown, "nor would it get further");
+    for piece in to_world::<F>(1).split_off(1) {
+        let reason = dropped(DropReason::FragmentOrder);
+        assert_eq!(host.fragment_leaves(C0, piece).outcome, reason);
     }
+    // To the host's own address they are its stack's.
     for piece in datagram::<F>((F::CLIENT, 53), (F::HOST, 4000), 1) {
         assert_eq!(host.fragment_arrives(piece).outcome, Outcome::Pass);
     }
+    for piece in datagram::<F>((F::of(C0), 4000), (F::HOST, 53), 3) {
+        assert_eq!(host.fragment_leaves(C0, piece).outcome, Outcome::Pass);
+    }
+    // Where the guards let everything through, the kernel takes them.
+    host.model.config.flags |= config_flag::ACCELERATE;
+    for piece in to_world::<F>(4) {
+        assert_eq!(guard(&host, piece.clone()), Outcome::Pass);
+        assert_eq!(host.fragment_leaves(C0, piece).outcome, Outcome::Pass);
+    }
     // Without its first one nothing tells, and nothing may leak.
-    let sent = host.fragment_leaves(C0, to_world::<F>(2)[1].clone());
+    let sent = host.fragment_leaves(C0, to_world::<F>(5)[1].clone());
     assert_eq!(sent.outcome, dropped(DropReason::FragmentOrder));
 }
 

@@ -8,6 +8,7 @@ for_both_families! {
     without_the_option_the_routes_decide
     no_route_is_no_obstacle_but_a_blackhole_is
     the_station_is_learnt_again_after_a_change
+    an_error_teaches_nothing
     a_client_that_moves_is_answered_where_it_is
     what_no_station_has_is_not_learnt
     the_option_may_come_and_go
@@ -107,6 +108,24 @@ fn the_station_is_learnt_again_after_a_change<F: Addresses>() {
     is_answered_at(&host, ROUTER, ACK);
     assert_eq!(asks(&host, UP1, OTHER, ACK), Outcome::Peer(C0));
     is_answered_at(&host, OTHER, ACK);
+    is_answered_at(&host, OTHER, ACK);
+}
+
+/// A router on the way, or anyone else, may send an error: the client is where its own packets come
+/// from.
+fn an_error_teaches_nothing<F: Addresses>() {
+    let mut host = host::<F>();
+    connect(&host);
+    host.model.config.epoch += 1;
+    let quoted = Frame::tcp((F::HOST, 8081), (F::CLIENT, 40000), ACK, b"!").packet::<F>();
+    let kind = if F::VERSION == 4 { (3, 1) } else { (1, 0) };
+    let error = Frame::icmp::<F>(F::CLIENT, F::HOST, kind, [0; 4], &quoted);
+    let error = error.macs(UP_MAC, OTHER).bytes::<F>();
+    let meta = Host::<F>::meta(hook::FROM_UPLINK, UP1);
+    assert_eq!(host.run(meta, error, 0).outcome, Outcome::Peer(C0));
+    is_answered_at(&host, ROUTER, ACK);
+    // Nor does it take the client's next packet for a known one.
+    assert_eq!(asks(&host, UP1, OTHER, ACK), Outcome::Peer(C0));
     is_answered_at(&host, OTHER, ACK);
 }
 

@@ -5,7 +5,7 @@ use netd_common::abi::{FragmentKey, Fragments};
 use netd_common::model::cut::cut;
 use netd_common::packet::SlicePacket;
 use netd_common::parse::{Kind, parse};
-use netd_common::wire::{ETH_LEN, Family, V4, V6};
+use netd_common::wire::{ETH_LEN, Family, V4, V6, proto};
 
 use super::programs::raw;
 use super::random::Random;
@@ -50,6 +50,13 @@ fn of_family<F: Family>(random: &mut Random, scenario: &mut Scenario, shot: Shot
             0 => 1,
             1 => 2,
             _ => random.between(1, most as u64) as usize,
+        };
+        // Less would be no header: seldom asked for.
+        let header = parsed.tuple.proto == proto::SCTP && lengths.is_empty();
+        let units = if header && random.chance(80) {
+            units.max(2)
+        } else {
+            units
         };
         lengths.push(units.min(most) * 8);
         left -= lengths[lengths.len() - 1];
@@ -129,7 +136,13 @@ impl Differential<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (key, mut row) = *self.random.pick(&rows);
+        // Mostly those that others follow: their age counts.
+        let followed: Vec<_> = rows.iter().filter(|row| row.1.generation != 0).collect();
+        let (key, mut row) = if followed.is_empty() || self.random.chance(20) {
+            *self.random.pick(&rows)
+        } else {
+            **self.random.pick(&followed)
+        };
         row.began = seconds()?.wrapping_sub(*self.random.pick(&[3, 20, 31, 61, 61, 70]));
         table.put(&key, &row);
         row.generation = self.generation(row.generation);

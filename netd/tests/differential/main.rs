@@ -171,7 +171,7 @@ impl<'a> Differential<'a> {
             } else if number % 12 == 0 {
                 self.disturb::<V4>()?;
                 self.disturb::<V6>()?;
-            } else if number % 6 == 3 {
+            } else if number % 3 == 1 {
                 self.age_fragments::<V4>()?;
                 self.age_fragments::<V6>()?;
             }

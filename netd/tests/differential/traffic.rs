@@ -179,7 +179,7 @@ pub fn transport<F: LabFamily>(key: &Tuple<F::Addr>, flags: u8, payload: &[u8]) 
     match key.proto {
         proto::TCP => Frame::tcp(src, dst, flags, payload),
         proto::UDP => Frame::udp(src, dst, payload),
-        proto::SCTP => Frame::sctp(src, dst),
+        proto::SCTP => sctp(src, dst, payload),
         p if p == F::ICMP && key.dport == [0, 0] => Frame::echo::<F>(key.src, key.dst, sport),
         p if p == F::ICMP => Frame::echo_reply::<F>(key.src, key.dst, dport),
         p => Frame::new(key.src, key.dst, p, vec![0; 24]),
@@ -338,6 +338,13 @@ fn own_publish<F: LabFamily>(
     *random.pick(&own)
 }
 
+/// With what goes for chunks: nobody on the way reads them.
+fn sctp<A: Address>(src: (A, u16), dst: (A, u16), payload: &[u8]) -> Frame<A> {
+    let mut frame = Frame::sctp(src, dst);
+    frame.l4.extend(payload);
+    frame
+}
+
 /// A packet of any protocol that begins something.
 fn any<F: LabFamily>(
     random: &mut Random,
@@ -368,7 +375,7 @@ fn any<F: LabFamily>(
         42..66 => Frame::udp(client, server, &payload),
         66..72 => Frame::echo::<F>(src, dst, client.1),
         72..74 => Frame::echo_reply::<F>(src, dst, client.1),
-        74..80 => Frame::sctp(client, server),
+        74..80 => sctp(client, server, &payload),
         80..86 => Frame::new(src, dst, 47, vec![0; 24]),
         86..90 if F::VERSION == 6 => link_control::<F>(random, src, dst, near),
         86..90 => Frame::icmp::<F>(src, dst, (13, 0), [0; 4], &[0; 12]),

@@ -1,7 +1,7 @@
 //! What errors do to a flow, nothing, and what time and changes do to them.
 
 use super::*;
-use crate::abi::Flow;
+use crate::{abi::Flow, tables::Policy};
 
 for_both_families! {
     an_error_refreshes_nothing_and_ends_nothing
@@ -102,16 +102,47 @@ fn an_error_after_a_change<F: Addresses>() {
     host.model.config.epoch += 1;
     for journey in [there, back] {
         let error = journey.error(unreachable::<F>(), &journey.left);
+        let before = lives(&host);
         let got = journey.to.sends(&host, error).outcome;
         assert_eq!(got, dropped(DropReason::FlowEnded));
+        assert_eq!(lives(&host), before, "its next packet finds out");
+    }
+    let ask = Frame::udp((F::CLIENT, 40000), (F::HOST, 8081), b"?");
+    assert_eq!(host.arrive(UP0, ask).outcome, Outcome::Pass);
+    assert_eq!(lives(&host), []);
+    // Nor does the user's policy end a flow by way of an error.
+    for kind in [Kind::Masquerade, Kind::Publish] {
+        let (mut host, journeys) = flow::<F>(kind, proto::UDP, plain).expect("a flow");
+        F::tables_mut(&mut host.model).policy = Box::new(|_, _| Policy::Drop);
+        host.model.config.epoch += 1;
+        let before = lives(&host);
+        for journey in &journeys {
+            let error = journey.error(unreachable::<F>(), &journey.left);
+            let got = journey.to.sends(&host, error).outcome;
+            assert_eq!(got, dropped(DropReason::Policy));
+        }
+        assert_eq!(lives(&host), before);
+        let ask = if matches!(kind, Kind::Publish) {
+            let ask = Frame::udp((F::CLIENT, 40000), (F::HOST, 8081), b"?");
+            host.arrive(UP0, ask)
+        } else {
+            let sent = journeys[0].sent();
+            let port = |port| u16::from_be_bytes(port);
+            let (src, dst) = ((sent.src, port(sent.sport)), (sent.dst, port(sent.dport)));
+            host.sends(C0, Frame::udp(src, dst, b"?"))
+        };
+        assert_eq!(ask.outcome, dropped(DropReason::Policy));
+        assert_eq!(lives(&host), []);
     }
     // The container is gone.
     let (mut host, [there, _]) = flow::<F>(Kind::Masquerade, proto::UDP, plain).expect("a flow");
     host.model.remove_endpoint(C0);
     host.model.config.epoch += 1;
     let error = there.error(unreachable::<F>(), &there.left);
+    let before = lives(&host);
     let got = WORLD.sends(&host, error).outcome;
     assert_eq!(got, dropped(DropReason::FlowEnded));
+    assert_eq!(lives(&host), before);
 }
 
 fn an_error_after_its_way_was_forgotten<F: Addresses>() {

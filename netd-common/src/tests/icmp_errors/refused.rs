@@ -165,13 +165,44 @@ fn errors_about_what_the_kernel_owns<F: Addresses>() {
         1000,
         600,
     );
-    let error = |port| {
+    let error = |port, dst| {
         let quoted = Frame::udp((F::CLIENT, port), (F::of(C0), 80), b"?").packet::<F>();
-        Frame::icmp::<F>(F::of(C0), F::CLIENT, unreachable::<F>(), [0; 4], &quoted)
+        Frame::icmp::<F>(F::of(C0), dst, unreachable::<F>(), [0; 4], &quoted)
     };
-    assert_eq!(host.sends(C0, error(40000)).outcome, Outcome::Pass);
+    let guard = |host: &Host<F>, frame: Frame<F::Addr>| {
+        let bytes = frame.macs(bridge_mac(WEB), mac(C0)).bytes::<F>();
+        let meta = Host::<F>::meta(hook::BRIDGE_IN, 10);
+        host.run(meta, bytes, 0).outcome
+    };
     let refused = dropped(DropReason::IcmpError);
-    assert_eq!(host.sends(C0, error(40001)).outcome, refused);
+    let unknown = dropped(DropReason::UnknownEndpoint);
+    for (port, dst, sent, guarded) in [
+        (40000, F::CLIENT, Outcome::Pass, Outcome::Pass),
+        (40001, F::CLIENT, refused, unknown),
+        // To another than who sent what is quoted: nf_conntrack does not take it for the flow's, and
+        // it would leave as it is.
+        (40000, F::GATEWAY, refused, unknown),
+        (40000, F::of(N1A), refused, unknown),
+    ] {
+        let outcome = host.sends(C0, error(port, dst)).outcome;
+        assert_eq!(outcome, sent, "{port} {dst:?}");
+        let outcome = guard(&host, error(port, dst));
+        assert_eq!(outcome, guarded, "{port} {dst:?}");
+    }
+    // And what the kernel forwards into the container, translated.
+    for (dst, expected) in [
+        (F::of(C0), Outcome::Pass),
+        (F::of(C0B), dropped(DropReason::ForwardedByStack)),
+    ] {
+        let quoted = Frame::udp((F::of(C0), 80), (F::CLIENT, 40000), b"!").packet::<F>();
+        let error = Frame::icmp::<F>(F::GATEWAY, dst, unreachable::<F>(), [0; 4], &quoted);
+        let meta = Meta {
+            ingress_ifindex: UP0,
+            ..Host::<F>::meta(hook::TO_ENDPOINT, C0)
+        };
+        let bytes = error.macs(mac(C0), bridge_mac(WEB)).bytes::<F>();
+        assert_eq!(host.run(meta, bytes, 0).outcome, expected, "{dst:?}");
+    }
 }
 
 /// What neighbours say to each other of their own packets is the bridge's business.
