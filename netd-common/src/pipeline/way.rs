@@ -42,7 +42,7 @@ pub(super) fn reroute<F: Family, P: Packet, T: Steps<F>>(
     match look_up::<F, T>(tables, scratch, &slot, &other, ifindex) {
         Ok(true) => steps::REROUTED,
         Ok(false) => continuing::ask::<F, T>(tables, scratch, &slot, &other),
-        Err(DropReason::FlowEnded) => continuing::ended::<F, T>(tables, &slot),
+        Err(DropReason::FlowEnded) => continuing::ended::<F, T>(tables, scratch, &slot),
         Err(reason) => Verdict::drop(reason).0,
     }
 }
