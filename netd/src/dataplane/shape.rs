@@ -100,6 +100,8 @@ pub fn is_sized_by_memory(name: &str) -> bool {
         map::FLOW_RING_V6,
         map::EMBRYO_RING_V4,
         map::EMBRYO_RING_V6,
+        map::FRAGMENTS_V4,
+        map::FRAGMENTS_V6,
         map::HOLDINGS,
         map::ENDPOINTS,
         map::ADDRS_V4,
@@ -162,6 +164,16 @@ mod tests {
     use super::*;
     use crate::config::Limits;
     use crate::dataplane::sizes;
+
+    #[test]
+    fn what_depends_on_memory_is_known_to() {
+        let of = |ram| shapes(&sizes(ram, 2, &Limits::default()));
+        for (small, large) in of(1 << 30).iter().zip(of(64 << 30)) {
+            if small.entries != large.entries {
+                assert!(is_sized_by_memory(small.name), "{}", small.name);
+            }
+        }
+    }
 
     #[test]
     fn every_difference_is_named() {
