@@ -471,12 +471,13 @@ fn policy_rules_of_ipv6_are_read_in_their_order() {
     let Some(host) = Lab::host("rules") else {
         return;
     };
-    let made = host.try_ip(
-        "-6 rule add pref 32764 table main suppress_prefixlength 0
-         -6 rule add pref 32765 not fwmark 51820 table 51820
-         -6 rule add pref 100 from fd00:1::/64 iif lo table 52
-         -6 rule add pref 101 to fd00:2::/64 blackhole
-         -6 rule add pref 102 oif lo fwmark 0x80000/0xff0000 table 53",
+    let made = host.try_ip_of(
+        &["-6"],
+        "rule add pref 32764 table main suppress_prefixlength 0
+         rule add pref 32765 not fwmark 51820 table 51820
+         rule add pref 100 from fd00:1::/64 iif lo table 52
+         rule add pref 101 to fd00:2::/64 blackhole
+         rule add pref 102 oif lo fwmark 0x80000/0xff0000 table 53",
     );
     if !offered("policy rules", made) {
         return;
@@ -692,8 +693,15 @@ impl Lab {
     }
 
     fn try_ip(&self, batch: &str) -> Result<(), String> {
+        self.try_ip_of(&[], batch)
+    }
+
+    /// With options of `ip` for all of the batch: within one it takes none.
+    fn try_ip_of(&self, options: &[&str], batch: &str) -> Result<(), String> {
         let mut child = Command::new("ip")
-            .args(["-n", &self.name, "-batch", "-"])
+            .args(["-n", &self.name])
+            .args(options)
+            .args(["-batch", "-"])
             .stdin(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
