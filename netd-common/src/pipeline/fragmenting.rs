@@ -14,7 +14,7 @@ use crate::{
     parse::Kind,
     room,
     tables::{Scratch, Slot, Steps, Tables},
-    wire::{ETH_LEN, Family, Ipv4Header, proto, tcp_flag},
+    wire::{ETH_LEN, Family, Ipv4Header, proto, reread, tcp_flag},
 };
 
 use super::{DEVICE, Verdict, lead};
@@ -232,7 +232,9 @@ fn complete_checksum(packet: &impl Packet, buffer: &mut Buffer, protocol: u8, pa
     // The copy ends with the payload: what a longer one left behind is no part of the sum.
     let tail = payload as usize % 4;
     if tail != 0 {
-        let Some(end) = buffer.words.get_mut(PAYLOAD + payload as usize / 4) else {
+        // Read again: LLVM knows the bound, and would leave out the comparison that tells the verifier.
+        let end = PAYLOAD + reread(&payload) as usize / 4;
+        let Some(end) = buffer.words.get_mut(end) else {
             return;
         };
         *end = (u32::from_le(*end) & ((1 << (tail * 8)) - 1)).to_le();
