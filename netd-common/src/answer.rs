@@ -208,12 +208,7 @@ pub fn replace<F: Family, P: Packet>(
     };
     let header = if F::VERSION == 4 { 5 } else { 10 };
     let quote = IP + header + ICMP_LEN as usize / 4;
-    // The last word of the quote may be whole in the sum only.
     let words = (quoted as usize).div_ceil(4);
-    let Some(last) = buffer.words.get_mut(quote + quoted as usize / 4) else {
-        return false;
-    };
-    *last = 0;
     if !packet.copy_to(parsed.l3, quoted, buffer, quote) {
         return false;
     }

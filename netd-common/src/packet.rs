@@ -56,7 +56,8 @@ pub trait Packet {
     fn l4_checksum(&mut self, offset: u32, change: Diff, how: L4Checksum)
     -> Result<(), DropReason>;
 
-    /// Copies `length` bytes from `offset` on, wherever they lie, into words of the buffer.
+    /// Copies `length` bytes from `offset` on, wherever they lie, into words of the buffer; what is
+    /// left of the last word is zero.
     fn copy_to(&self, offset: u32, length: u32, buffer: &mut Buffer, word: usize) -> bool {
         let _ = (offset, length, buffer, word);
         false
@@ -136,6 +137,11 @@ pub(crate) fn copy_to(
     let Some(bytes) = packet.get(offset as usize..(offset + length) as usize) else {
         return false;
     };
+    if length % 4 != 0
+        && let Some(last) = buffer.words.get_mut(word + length as usize / 4)
+    {
+        *last = 0;
+    }
     for (i, byte) in bytes.iter().enumerate() {
         let Some(at) = buffer.words.get_mut(word + i / 4) else {
             return false;

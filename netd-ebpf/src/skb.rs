@@ -164,7 +164,12 @@ impl Packet for Skb {
             return false;
         };
         let length = bounded(length);
-        // SAFETY: the buffer has room for what `bounded` lets through after the word.
+        let last = core::ptr::from_mut(to).wrapping_byte_add(length as usize & !3);
+        if length % 4 != 0 {
+            // SAFETY: the buffer has room for what `bounded` lets through after the word.
+            unsafe { last.write(0) };
+        }
+        // SAFETY: as above.
         length != 0
             && unsafe {
                 bpf_skb_load_bytes(
