@@ -14,6 +14,7 @@ mod error;
 mod firewall;
 pub mod frame;
 mod host;
+mod ipv6_rules;
 mod leftovers;
 mod namespace;
 mod offload;

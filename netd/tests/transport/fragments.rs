@@ -184,7 +184,7 @@ fn a_tunnel_with_verified_checksums() {
 }
 
 /// Dropped packets by reason.
-fn drops(world: &World) -> BTreeMap<String, u64> {
+pub fn drops(world: &World) -> BTreeMap<String, u64> {
     let answer = world.daemon.verb(&["drops", "--json"]).expect("drops");
     let json: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON");
     let mut drops = BTreeMap::new();

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use netd::lab::{
-    CLIENT, Capture, Direction, HOST, Namespace, ProbeOptions, StandardHost, StandardHostOptions,
-    bulk_transfer, frame::protocol, ip, udp_probe,
+    CLIENT, Capture, Captured, Connection, Direction, HOST, Namespace, ProbeOptions, StandardHost,
+    StandardHostOptions, WEB, bulk_transfer, frame::protocol, ip, udp_probe,
 };
 use nix::errno::Errno;
 
@@ -42,17 +43,17 @@ fn arrives_in_pieces(world: &World, (far, device): (&Namespace, &str), to: IpAdd
     })
     .expect("capture");
     let mut buffer = vec![0; 4096];
+    // The first to a new neighbour may be lost, all others not.
+    let mut attempts = 4;
     for length in [MTU - 28, MTU - 27, 1400, 1471, 1472] {
         let sent: Vec<u8> = (0..length).map(|i| (i * 11) as u8).collect();
         let mut got = None;
-        // The first to a new neighbour may be lost.
-        for _ in 0..4 {
+        while got.is_none() && attempts > 0 {
+            attempts -= 1;
             socket.send(&sent).expect("send");
             got = server.recv_from(&mut buffer).ok();
-            if got.is_some() {
-                break;
-            }
         }
+        attempts = 1;
         let came = got.map_or(&[][..], |(length, _)| &buffer[..length]);
         let name = format!("{length} bytes to {to}");
         world.check(&name, length, came.len(), came == sent);
@@ -74,17 +75,69 @@ fn arrives_in_pieces(world: &World, (far, device): (&Namespace, &str), to: IpAdd
     );
 }
 
-/// A connected socket whose datagrams bear no DF (ip(7): IP_PMTUDISC_DONT).
+/// A connected socket whose datagrams bear no DF.
 fn may_be_fragmented(to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    without_df(&socket)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// What it sends may be fragmented by routers (ip(7): IP_PMTUDISC_DONT).
+fn without_df(socket: &impl AsRawFd) -> io::Result<()> {
     set(
-        &socket,
+        socket,
         libc::IPPROTO_IP,
         libc::IP_MTU_DISCOVER,
         libc::IP_PMTUDISC_DONT,
-    )?;
-    socket.connect(to)?;
-    Ok(socket)
+    )
+}
+
+/// The handshake is over, and so its MSS is past lowering, when the uplink becomes narrow: segments whose checksums
+/// were left to the device go on, without DF, in pieces.
+#[test]
+fn segments_without_df_leave_an_uplink_that_became_narrow_in_pieces() {
+    need_root!();
+    const MTU: u32 = 1280;
+    let world = World::standard(StandardHostOptions::default());
+    let n2b = &world.host.container("n2b").namespace;
+    let client = &world.host.client;
+    let options = ProbeOptions::default().timeout(LONG);
+    let mut connection =
+        Connection::open(n2b, at(CLIENT, WEB), &options).expect("by the wide uplink");
+    without_df(connection.stream()).expect("no DF");
+    let to_client =
+        |frame: &Captured| frame.decoded.protocol == Some(protocol::TCP) && !frame.info.outgoing();
+    let exchange = |connection: &mut Connection, part: &str, length| {
+        let capture = Capture::filtered(client, "eth0", to_client).expect("capture");
+        let got = connection.exchange(length, LONG);
+        world.outcome(&format!("{part}, {length} bytes"), by("client", HOST), got);
+        let frames = capture.stop();
+        let pieces = frames.iter().filter(|f| f.decoded.fragment.is_some());
+        (pieces.count(), frames)
+    };
+    let (pieces, _) = exchange(&mut connection, "wide", 1400);
+    world.check("wide: pieces", 0, pieces, pieces == 0);
+    for (namespace, device) in [(&world.host.host, "up0"), (client, "eth0")] {
+        namespace.set_mtu(device, MTU).expect("MTU");
+    }
+    world.daemon.settle().expect("settle");
+    // One segment at a time: what a container hands over as many in one is not cut.
+    for length in [1400; 5] {
+        let (pieces, frames) = exchange(&mut connection, "narrow", length);
+        world.check("narrow: pieces", "two", pieces, pieces >= 2);
+        let largest = frames
+            .iter()
+            .map(|f| u32::from(u16::from_be_bytes([f.bytes[16], f.bytes[17]])))
+            .max();
+        world.check(
+            "narrow: the largest",
+            format!("at most {MTU}"),
+            format!("{largest:?}"),
+            largest.is_some_and(|length| length <= MTU),
+        );
+    }
+    world.end();
 }
 
 fn by_a_narrow_uplink(tx_offload: bool) {

@@ -6,8 +6,9 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use netd::lab::{
-    Capture, Captured, Direction, LeakGuard, Namespace, ProbeOptions, RuleSet, StandardHost,
-    StandardHostOptions, WEB, bulk_transfer, frame::tcp_flags, tcp_probe,
+    Capture, Captured, Direction, HOST_SERVICE, IptablesBackend, LeakGuard, Namespace,
+    ProbeOptions, RuleSet, StandardHost, StandardHostOptions, WEB, bulk_transfer, frame::tcp_flags,
+    tcp_probe, udp_probe,
 };
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -265,7 +266,7 @@ fn a_datagram_with_df_gets_the_error() {
     gets_the_error(Narrow::new());
 }
 
-/// No rule of anybody's eats that answer.
+/// No rule of anybody's eats that answer, in either family.
 #[test]
 fn the_error_comes_through_every_rule_set() {
     need_root!();
@@ -279,8 +280,61 @@ fn the_error_comes_through_every_rule_set() {
         RuleSet::forward_drop(),
     ] {
         println!("beside {}", rules.name());
-        gets_the_error(Narrow::beside(vec![rules]));
+        let twin = rules.ipv6_twin();
+        gets_the_error(Narrow::beside(vec![rules, twin]));
     }
+}
+
+/// Of all that containers send, the stack sees nothing.
+const EATS_CONTAINERS: &str = "*raw\n\
+    -A PREROUTING -i br-+ -j DROP\n\
+    COMMIT\n\
+    *mangle\n\
+    -A PREROUTING -m conntrack --ctstate INVALID -j DROP\n\
+    COMMIT\n";
+
+/// Not even rules that eat whatever of a container reaches the stack: nothing of it is punted there.
+#[test]
+fn the_error_comes_where_the_stack_sees_nothing_of_containers() {
+    need_root!();
+    let narrow = Narrow::new();
+    let world = &narrow.world;
+    let n2b = &world.host.container("n2b").namespace;
+    let network = StandardHost::network("n2");
+    let gateways = [network.gateway(), network.gateway6().expect("IPv6")];
+    let ask = |gateway: IpAddr, patience| {
+        let options = ProbeOptions::default().timeout(patience);
+        udp_probe(n2b, at(gateway, HOST_SERVICE), &options)
+    };
+    // The control: a packet to the stack passes without the rules, and with them is eaten and counted.
+    for gateway in gateways {
+        let got = ask(gateway, LONG);
+        world.check(&format!("{gateway}, no rules"), "ok", &got, got.answered());
+    }
+    // Of IPv6, all but neighbour discovery.
+    let discovery = "*raw\n-A PREROUTING -p ipv6-icmp -j ACCEPT\n";
+    let ipv6 = EATS_CONTAINERS.replacen("*raw\n", discovery, 1);
+    for rules in [
+        RuleSet::new("eats containers", EATS_CONTAINERS),
+        RuleSet::new("eats containers", &ipv6).ipv6(),
+    ] {
+        let host = &world.host.host;
+        host.load_rules(&rules, IptablesBackend::Default)
+            .expect("rules");
+    }
+    for (gateway, family) in gateways.into_iter().zip(["ip", "ip6"]) {
+        let before = world.host.host.counters().expect("counters");
+        let got = ask(gateway, Duration::from_millis(500));
+        world.check(&format!("{gateway}, rules"), "none", &got, !got.answered());
+        let after = world.host.host.counters().expect("counters");
+        let eats = format!("{family} raw PREROUTING");
+        let moved = after.moved_since(&before);
+        let eaten = moved
+            .iter()
+            .any(|m| m.rule.starts_with(&eats) && m.rule.ends_with("-j DROP"));
+        world.check(&eats, "+1 -j DROP", format!("{moved:?}"), eaten);
+    }
+    gets_the_error(narrow);
 }
 
 fn gets_the_error(narrow: Narrow) {
@@ -420,7 +474,7 @@ pub fn path_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
 }
 
 pub fn set(
-    socket: &UdpSocket,
+    socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
     value: libc::c_int,

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netd::lab::{
-    CLIENT, CLIENT_EXTRA, Capture, HOST, HOST_EXTRA, IpNet, Namespace, ProbeOptions, Route, Rule,
-    StandardHostOptions, frame::tcp_flags, ip, net, tcp_probe,
+    CLIENT, CLIENT_EXTRA, Capture, Connection, HOST, HOST_EXTRA, IpNet, Namespace, ProbeOptions,
+    Route, Rule, StandardHostOptions, Want, frame::tcp_flags, ip, net, tcp_probe,
 };
 
-use crate::world::{LONG, World, at, need_root};
+use crate::fragments::drops;
+use crate::world::{LONG, World, at, by, need_root};
 
 /// Connections to each address.
 const CONNECTIONS: u16 = 1000;
@@ -18,7 +19,9 @@ const CONNECTIONS: u16 = 1000;
 struct Side<'a> {
     client: &'a Namespace,
     host: IpAddr,
-    /// The client's first source port: ranges that do not meet, so that no two flows to the container are alike.
+    /// The client's first source port. The two ranges do not meet: the container sees the client's true address and
+    /// port, so the same of both sides would be one flow to it, and netd refuses the second
+    /// ([`one_client_port_to_both_addresses_is_one_flow_to_the_container`]).
     first_port: u16,
 }
 
@@ -58,33 +61,8 @@ fn answers_leave_by_the_uplink_of_the_question(
     server: &str,
     addresses: [(IpAddr, IpAddr); 2],
 ) {
-    let options = StandardHostOptions {
-        extra_uplink: true,
-        ..Default::default()
-    };
-    let [(own, client), (own_extra, extra)] = addresses;
-    let world = World::new(
-        options,
-        |host| {
-            for namespace in [&host.client, host.namespace("extra")] {
-                namespace.add_address("lo", single(far)).expect("address");
-            }
-            let gateway = Route::default_via(client);
-            host.host.add_route(&gateway).expect("route");
-            for (table, own, gateway) in [(101, own, client), (102, own_extra, extra)] {
-                let rule = if far.is_ipv4() {
-                    Rule::v4(100, table)
-                } else {
-                    Rule::v6(100, table)
-                };
-                host.host
-                    .add_route(&Route::default_via(gateway).table(table))
-                    .expect("route");
-                host.host.add_rule(&rule.from(single(own))).expect("rule");
-            }
-        },
-        |toml| toml,
-    );
+    let [(own, _), (own_extra, _)] = addresses;
+    let world = two_uplinks(far, addresses);
     let sides = [
         Side {
             client: &world.host.client,
@@ -177,6 +155,74 @@ fn answers_leave_by_the_uplink_of_the_question(
             answered == expected,
         );
     }
+    world.end();
+}
+
+/// A host with `ip rule from` each of its two addresses, and a client of this address beyond both uplinks.
+fn two_uplinks(far: IpAddr, addresses: [(IpAddr, IpAddr); 2]) -> World {
+    let options = StandardHostOptions {
+        extra_uplink: true,
+        ..Default::default()
+    };
+    let [(own, client), (own_extra, extra)] = addresses;
+    World::new(
+        options,
+        |host| {
+            for namespace in [&host.client, host.namespace("extra")] {
+                namespace.add_address("lo", single(far)).expect("address");
+            }
+            let gateway = Route::default_via(client);
+            host.host.add_route(&gateway).expect("route");
+            for (table, own, gateway) in [(101, own, client), (102, own_extra, extra)] {
+                let rule = if far.is_ipv4() {
+                    Rule::v4(100, table)
+                } else {
+                    Rule::v6(100, table)
+                };
+                host.host
+                    .add_route(&Route::default_via(gateway).table(table))
+                    .expect("route");
+                host.host.add_rule(&rule.from(single(own))).expect("rule");
+            }
+        },
+        |toml| toml,
+    )
+}
+
+/// A known limit: netd keeps the client's port towards the container, so a client that uses one port of its own to both
+/// published addresses gets one connection; the second is refused and counted, and the first is not harmed.
+#[test]
+fn one_client_port_to_both_addresses_is_one_flow_to_the_container() {
+    need_root!();
+    const PORT: u16 = 30_000;
+    let far = ip("100.70.0.9");
+    let world = two_uplinks(
+        far,
+        [
+            (HOST.into(), CLIENT.into()),
+            (HOST_EXTRA.into(), CLIENT_EXTRA.into()),
+        ],
+    );
+    let conflicts = || drops(&world).get("tuple-conflict").copied().unwrap_or(0);
+    let options = |port, patience| {
+        let options = ProbeOptions::default().timeout(patience);
+        options.source(at(far, port))
+    };
+    let mut first = Connection::open(&world.host.client, at(HOST, 8081), &options(PORT, LONG))
+        .expect("the first");
+    let got = first.exchange(32, LONG);
+    world.outcome("the first", by("c0", far), got);
+    world.check("conflicts before", 0, conflicts(), conflicts() == 0);
+    let extra = world.host.namespace("extra");
+    let to = at(HOST_EXTRA, 8081);
+    let got = tcp_probe(extra, to, &options(PORT, Duration::from_millis(700)));
+    world.outcome("the second", Want::Nothing, got);
+    world.check("conflicts", "some", conflicts(), conflicts() > 0);
+    // The control: any other port.
+    let got = tcp_probe(extra, to, &options(PORT + 1, LONG));
+    world.outcome("another port", by("c0", far), got);
+    let got = first.exchange(32, LONG);
+    world.outcome("the first again", by("c0", far), got);
     world.end();
 }
 

@@ -10,9 +10,13 @@
 //! clear. There, beyond the tunnel and beyond the wire alike, a service listens on 100.98.0.9 and fd98:9::9: what leaks
 //! is answered.
 
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use netd::lab::{
     Capture, Captured, Connection, IpNet, IptablesBackend, LeakGuard, Listen, Namespace, Outcome,
@@ -20,6 +24,7 @@ use netd::lab::{
     VethEnd, Want, WireGuard, WireGuardKey, WireGuardOptions, add_veth, find_program,
     frame::protocol, ip, net, ping, tcp_probe, udp_probe,
 };
+use socket2::{Domain, Protocol, Socket};
 
 use crate::world::{LONG, World, at, by, need_root};
 
@@ -298,7 +303,8 @@ fn two_hosts(program: &std::path::Path, rules: Vec<RuleSet>) {
     hosts.end();
 }
 
-/// What goes in the clear by an uplink of host a: everything but neighbour discovery and the tunnel itself.
+/// What goes in the clear by an uplink of host a: everything but neighbour discovery, the tunnel itself, and the host's
+/// word that nobody listens at the tunnel's port any more.
 fn in_the_clear(frame: &Captured) -> bool {
     let decoded = &frame.decoded;
     let tunnel = decoded.protocol == Some(protocol::UDP) && decoded.ports == Some((PORT, PORT));
@@ -306,22 +312,67 @@ fn in_the_clear(frame: &Captured) -> bool {
         && decoded
             .icmp
             .is_none_or(|(kind, _)| matches!(kind, 130..=137 | 143));
-    decoded.protocol.is_some() && !tunnel && !link && frame.info.outgoing()
+    // It quotes what came: an IPv4 header without options, and the ports.
+    let quoted = &decoded.payload;
+    let port = PORT.to_be_bytes();
+    let closed = decoded.icmp == Some((3, 3))
+        && quoted.get(9) == Some(&protocol::UDP)
+        && quoted.get(20..24) == Some(&[port, port].concat()[..]);
+    decoded.protocol.is_some() && !tunnel && !link && !closed && frame.info.outgoing()
 }
 
-/// Nothing of a container goes by another uplink while the route says the tunnel, whatever became of that; and what
-/// had been masqueraded to the tunnel's address never leaves by another device.
+/// What becomes of the tunnel.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// The program is gone, the device and its routes are not.
+    Silent,
+    /// The device is down.
+    Down,
+    /// Not even the device is left.
+    Gone,
+}
+
+/// Nothing of a container goes by another uplink while the route says the tunnel, whatever becomes of that, at no time;
+/// and what had been masqueraded to the tunnel's address never leaves by another device.
 #[test]
-fn the_kill_switch_holds() {
+fn the_kill_switch_holds_when_the_program_dies() {
     let program = need_wireguard!();
-    let mut hosts = Hosts::new(&program, Vec::new());
-    let watch = |hosts: &Hosts| {
-        [WAN, "up0"].map(|device| {
-            Capture::filtered(&hosts.a.host.host, device, in_the_clear).expect("capture")
-        })
-    };
+    the_kill_switch_holds(&program, Change::Silent);
+}
+
+#[test]
+fn the_kill_switch_holds_when_the_device_goes_down() {
+    let program = need_wireguard!();
+    the_kill_switch_holds(&program, Change::Down);
+}
+
+#[test]
+fn the_kill_switch_holds_when_the_device_is_deleted() {
+    let program = need_wireguard!();
+    the_kill_switch_holds(&program, Change::Gone);
+}
+
+/// Of host a, running when this returns.
+fn clear_captures(hosts: &Hosts) -> [Capture; 2] {
+    [WAN, "up0"]
+        .map(|device| Capture::filtered(&hosts.a.host.host, device, in_the_clear).expect("capture"))
+}
+
+/// What is behind the tunnel's route, for the routes of a device go with it.
+fn behind(any: &str) -> Route {
+    let route = Route::to(net(any)).kind(RouteType::BlackHole);
+    route.table(MARK).metric(4_000_000)
+}
+
+const ANY: [&str; 2] = ["0.0.0.0/0", "::/0"];
+
+fn the_kill_switch_holds(program: &std::path::Path, change: Change) {
+    let mut hosts = Hosts::new(program, Vec::new());
+    for any in ANY {
+        hosts.a.host.host.add_route(&behind(any)).expect("route");
+    }
+    hosts.a.daemon.settle().expect("settle");
     let targets = families().map(|family| at(family.service, SERVICE));
-    let captures = watch(&hosts);
     let mut open = Vec::new();
     for (target, family) in targets.into_iter().zip(families()) {
         let inside = &hosts.a.host.container("n2b").namespace;
@@ -332,38 +383,45 @@ fn the_kill_switch_holds() {
         hosts.a.outcome("up", by("service", family.wg[0]), got);
         open.push(connection);
     }
-    let seen = captures.map(Capture::stop).concat();
-    hosts
-        .a
-        .check("up: in the clear", 0, seen.len(), seen.is_empty());
-
-    // The program is gone, the device and its route are not.
-    hosts.near.silence().expect("kill");
-    nothing_leaks(&hosts, "silent", watch(&hosts), &mut open);
-
-    // The device is down. Its routes go with it, so a kill switch has one of its own behind them.
-    for any in ["0.0.0.0/0", "::/0"] {
-        let behind = Route::to(net(any)).kind(RouteType::BlackHole);
-        let behind = behind.table(MARK).metric(4_000_000);
-        hosts.a.host.host.add_route(&behind).expect("route");
+    // From before the change until after the last look at it, and so do containers send.
+    let captures = clear_captures(&hosts);
+    let traffic = Traffic::start(&hosts, &mut open);
+    let inside = Capture::filtered(&hosts.a.host.container("n2b").namespace, "eth0", |frame| {
+        frame.info.outgoing()
+    })
+    .expect("capture");
+    std::thread::sleep(SHORT);
+    let seen = captures.iter().map(|c| c.frames().len()).sum::<usize>();
+    hosts.a.check("up: in the clear", 0, seen, seen == 0);
+    match change {
+        Change::Silent => hosts.near.silence().expect("kill"),
+        Change::Down => hosts.a.host.host.set_down(WG).expect("down"),
+        Change::Gone => hosts.a.host.host.delete_device(WG).expect("delete"),
     }
-    hosts.a.host.host.set_down(WG).expect("down");
+    let sent_before = inside.seen();
+    std::thread::sleep(SHORT);
     hosts.a.daemon.settle().expect("settle");
-    nothing_leaks(&hosts, "down", watch(&hosts), &mut open);
+    let sent = inside.seen() - sent_before;
+    hosts.a.check("sent by then", "many", sent, sent > 100);
+    // A capture ends when nothing is left to read: the traffic first.
+    traffic.stop(&hosts.a);
+    drop(inside);
+    nothing_leaks(&hosts, &format!("{change:?}"), captures, &mut open);
 
-    // Not even the device is left.
-    hosts.a.host.host.delete_device(WG).expect("delete");
-    hosts.a.daemon.settle().expect("settle");
-    nothing_leaks(&hosts, "gone", watch(&hosts), &mut open);
-
-    // The control: without that route new flows go in the clear, as the host's own would. Old ones do not move.
-    for any in ["0.0.0.0/0", "::/0"] {
-        let behind = Route::to(net(any)).kind(RouteType::BlackHole);
-        let behind = behind.table(MARK).metric(4_000_000);
-        hosts.a.host.host.delete_route(&behind).expect("route");
+    // The control: with no route to the tunnel and none behind it new flows go in the clear, as the host's own would, and
+    // the same capture sees the same traffic. Old flows do not move.
+    let captures = clear_captures(&hosts);
+    for any in ANY {
+        if matches!(change, Change::Silent) {
+            let route = Route::to(net(any)).device(WG).table(MARK);
+            hosts.a.host.host.delete_route(&route).expect("route");
+        }
+        hosts.a.host.host.delete_route(&behind(any)).expect("route");
     }
     hosts.a.daemon.settle().expect("settle");
-    let captures = watch(&hosts);
+    let traffic = Traffic::start(&hosts, &mut open);
+    std::thread::sleep(SHORT);
+    traffic.stop(&hosts.a);
     for (connection, (target, family)) in open.iter_mut().zip(targets.into_iter().zip(families())) {
         let got = connection.exchange(32, SHORT);
         hosts
@@ -376,12 +434,16 @@ fn the_kill_switch_holds() {
             .outcome("no kill switch", by("service", family.wan[0]), got);
     }
     let seen = captures.map(Capture::stop).concat();
-    hosts.a.check(
-        "the control is seen",
-        "packets",
-        seen.len(),
-        !seen.is_empty(),
-    );
+    for family in families() {
+        for kind in [protocol::TCP, protocol::UDP] {
+            let of_it = |frame: &&Captured| {
+                frame.decoded.source == Some(family.wan[0]) && frame.decoded.protocol == Some(kind)
+            };
+            let count = seen.iter().filter(of_it).count();
+            let name = format!("the control: protocol {kind} from {}", family.wan[0]);
+            hosts.a.check(&name, "many", count, count > 20);
+        }
+    }
     let old: Vec<_> = seen
         .iter()
         .filter(|frame| {
@@ -397,8 +459,179 @@ fn the_kill_switch_holds() {
         old.join("; "),
         old.is_empty(),
     );
-    // The device is gone, and with it what its guard watched.
-    hosts.guards.clear();
+    if matches!(change, Change::Gone) {
+        // With the device went what its guard watched.
+        hosts.guards.clear();
+    }
+    hosts.end();
+}
+
+/// A container that sends all the time, in both families: datagrams and SYNs of new flows, datagrams of an old one,
+/// and over connections that are open.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<u64>>,
+    /// Whose sockets do not block meanwhile.
+    streams: Vec<TcpStream>,
+}
+
+impl Traffic {
+    fn start(hosts: &Hosts, open: &mut [Connection]) -> Self {
+        let clone = |connection: &mut Connection| {
+            let stream = connection.stream().try_clone()?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        };
+        let streams: std::io::Result<Vec<_>> = open.iter_mut().map(clone).collect();
+        let streams = streams.expect("clones");
+        let living = streams.iter().map(TcpStream::try_clone);
+        let living: std::io::Result<Vec<_>> = living.collect();
+        let living = living.expect("clones");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let inside = &hosts.a.host.container("n2b").namespace;
+        let thread = inside.spawn_thread("traffic", move || send_until(&stopping, living));
+        Self {
+            stop,
+            thread: thread.expect("a thread"),
+            streams,
+        }
+    }
+
+    fn stop(self, world: &World) {
+        self.stop.store(true, Ordering::Relaxed);
+        let rounds = self.thread.join().expect("the traffic");
+        let text = format!("{rounds:?}");
+        let many = rounds.is_ok_and(|rounds| rounds > 50);
+        world.check("rounds of traffic", "many", text, many);
+        for stream in self.streams {
+            stream.set_nonblocking(false).expect("blocks");
+        }
+    }
+}
+
+/// Returns how many rounds there were. What the kernel refuses to send is not an error: routes come and go.
+fn send_until(stop: &AtomicBool, mut living: Vec<TcpStream>) -> std::io::Result<u64> {
+    let udp = |target: SocketAddr| -> std::io::Result<UdpSocket> {
+        let any = if target.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let targets = families().map(|family| at(family.service, SERVICE));
+    let old = [udp(targets[0])?, udp(targets[1])?];
+    let mut buffer = [0; 4096];
+    let mut rounds = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for (index, target) in targets.into_iter().enumerate() {
+            let _ = old[index].send_to(b"old", target);
+            let _ = udp(target)?.send_to(b"new", target);
+            let kind = socket2::Type::STREAM.nonblocking();
+            let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+            let _ = socket.connect(&target.into());
+        }
+        for stream in &mut living {
+            let _ = stream.write(b"echo 4\nabcd");
+            let _ = stream.read(&mut buffer);
+        }
+        rounds += 1;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(rounds)
+}
+
+/// Who came in by the tunnel gets its answers there or not at all: when the route back begins to say the uplink, while
+/// the tunnel and its address are as they were, nothing of the connection goes there in the clear.
+#[test]
+fn answers_of_the_tunnel_stay_in_it_when_its_route_goes() {
+    let program = need_wireguard!();
+    let hosts = Hosts::new(&program, Vec::new());
+    let (a, b) = (&hosts.a, &hosts.b);
+    let captures = clear_captures(&hosts);
+    let mut open = Vec::new();
+    for family in families() {
+        let (port, server) = if family.service.is_ipv4() {
+            (8081, "c0")
+        } else {
+            (8085, "n2a")
+        };
+        // Its own subnet has a route of its own to the tunnel; this address has the default one only.
+        let options = ProbeOptions::default().timeout(LONG);
+        let options = options.source(at(family.service, 0));
+        let mut connection =
+            Connection::open(&b.host.host, at(family.wg[0], port), &options).expect("published");
+        let got = connection.exchange(32, LONG);
+        a.outcome("before", by(server, family.service), got);
+        let local = connection.local().expect("an address");
+        let stream = connection.stream();
+        stream.set_nonblocking(true).expect("does not block");
+        open.push((local, connection, 0_usize));
+    }
+    // The client goes on asking, and the server answering, across the change.
+    let mut ask = |time: Duration| {
+        let mut buffer = [0; 4096];
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            for (_, connection, got) in &mut open {
+                let _ = connection.stream().write(b"echo 4\nabcd");
+                *got += connection.stream().read(&mut buffer).unwrap_or(0);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        open.iter().map(|(_, _, got)| *got).collect::<Vec<_>>()
+    };
+    let answered = ask(SHORT);
+    let all = answered.iter().all(|got| *got > 1000);
+    a.check("answers before", "in both", format!("{answered:?}"), all);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(Duration::from_secs(2)));
+        std::thread::sleep(Duration::from_millis(300));
+        for any in ANY {
+            let route = Route::to(net(any)).device(WG).table(MARK);
+            a.host.host.delete_route(&route).expect("route");
+        }
+        asking.join().expect("asking");
+    });
+    // The control: the same capture sees what goes in the clear.
+    for family in families() {
+        let inside = &a.host.container("n2b").namespace;
+        let options = ProbeOptions::default().timeout(LONG);
+        let got = tcp_probe(inside, at(family.service, SERVICE), &options);
+        a.outcome("in the clear", by("service", family.wan[0]), got);
+    }
+    let seen = captures.map(Capture::stop).concat();
+    for (family, (local, ..)) in families().into_iter().zip(&open) {
+        let from = |address| {
+            seen.iter()
+                .filter(move |frame| frame.decoded.source == Some(address))
+        };
+        let control = from(family.wan[0]).count();
+        a.check("the control is seen", "packets", control, control > 0);
+        let leaked: Vec<_> = seen
+            .iter()
+            .filter(|f| f.decoded.ports.is_some_and(|(_, to)| to == local.port()))
+            .chain(from(family.wg[0]))
+            .map(|frame| frame.decoded.to_string())
+            .collect();
+        let few = leaked
+            .iter()
+            .take(3)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ");
+        let got = format!("{}: {few}", leaked.len());
+        a.check(
+            &format!("answers to {local} in the clear"),
+            "none",
+            got,
+            leaked.is_empty(),
+        );
+    }
+    drop(open);
     hosts.end();
 }
 
