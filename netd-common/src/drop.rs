@@ -106,7 +106,8 @@ reasons! {
     Policy = 36, "policy";
     /// A router advertisement from a container (spoof = "strict").
     RouterAdvertisement = 37, "router-advertisement";
-    /// The publish, container or route that this flow depended on is gone.
+    /// The publish, container or route that this flow depended on is gone; or a published port's
+    /// server goes on with a connection that is not known.
     FlowEnded = 38, "flow-ended";
     /// The container has its share (a quarter) of the flow table.
     FlowShareExhausted = 39, "flow-share-exhausted";

@@ -5,7 +5,7 @@ use crate::{
     drop::DropReason,
     sabotage::{Check, enforced},
     tables::{Route, Scratch, Tables},
-    wire::{Address, Family, proto},
+    wire::{Address, Family, proto, tcp_flag},
 };
 
 use super::{Action, Origin, TOS, kernel_may_own, masquerades, own_address};
@@ -34,6 +34,15 @@ pub fn egress<F: Family, T: Tables<F>>(
     }
     if kernel_may_own(config, tuple.proto, tcp_flags) {
         return Ok(Action::Pass);
+    }
+    // A published port's server in the middle of a connection that nobody knows, or no more: as a flow
+    // of its own it would come from another port, and its client would reset it. The client's next
+    // segment makes the flow anew.
+    if tuple.proto == proto::TCP
+        && tcp_flags & tcp_flag::SYN == 0
+        && tables.exposed(tuple.proto, &tuple.src, tuple.sport)
+    {
+        return Err(DropReason::FlowEnded);
     }
     // spoof = "off" lets foreign sources through. A managed network's addresses never leave as they
     // are, whichever of its own or a neighbour's containers forwards them.

@@ -7,6 +7,7 @@ use crate::{
 };
 
 for_both_families! {
+    a_server_in_the_middle_of_an_unknown_connection
     answers_to_questions_that_nobody_asked
     ttl
     mtu_and_segments
@@ -323,4 +324,20 @@ fn answers_to_questions_that_nobody_asked<F: Addresses>() {
     assert_eq!(host.sends(C0, reply()).outcome, Outcome::Pass);
     let asked = Frame::echo::<F>(F::of(C0), F::CLIENT, 7);
     assert_eq!(host.sends(C0, asked).outcome, out::<F>(UP0));
+}
+
+fn a_server_in_the_middle_of_an_unknown_connection<F: Addresses>() {
+    let host = Host::<F>::new();
+    assert_eq!(host.server(ACK).outcome, dropped(DropReason::FlowEnded));
+    assert_eq!(host.embryos(), 0);
+    // The client's next segment makes the flow anew, under the port that it knows.
+    assert_eq!(host.client(ACK, 8081).outcome, Outcome::Peer(C0));
+    let there = host.server(ACK);
+    assert_eq!(
+        (there.outcome, there.src()),
+        (out::<F>(UP0), (F::HOST, 8081))
+    );
+    // Of a port that nothing publishes it may be a client's connection, which goes on.
+    let from = Frame::tcp((F::of(C0), 40000), (F::CLIENT, 443), ACK, b"");
+    assert_eq!(host.sends(C0, from).outcome, out::<F>(UP0));
 }
