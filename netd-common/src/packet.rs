@@ -137,7 +137,7 @@ pub(crate) fn copy_to(
     let Some(bytes) = packet.get(offset as usize..(offset + length) as usize) else {
         return false;
     };
-    if length % 4 != 0
+    if !length.is_multiple_of(4)
         && let Some(last) = buffer.words.get_mut(word + length as usize / 4)
     {
         *last = 0;

@@ -165,7 +165,7 @@ impl Packet for Skb {
         };
         let length = bounded(length);
         let last = core::ptr::from_mut(to).wrapping_byte_add(length as usize & !3);
-        if length % 4 != 0 {
+        if !length.is_multiple_of(4) {
             // SAFETY: the buffer has room for what `bounded` lets through after the word.
             unsafe { last.write(0) };
         }

@@ -746,8 +746,10 @@ fn look_up_unsuppressed(ctx: *mut __sk_buff, params: &mut FibLookup, flags: u32)
     hop.c = params.dst[2] & gateway;
     hop.d = params.dst[3] & gateway;
     let key = core::ptr::from_ref(hop).cast::<SuppressedHop>();
-    // SAFETY: the same size, and every bit pattern is an address. The value is copied at once.
-    let Some(instead) = unsafe { maps::SUPPRESSED_V6.get(&*key) }.copied() else {
+    // SAFETY: the same size, and every bit pattern is an address.
+    let key: &SuppressedHop = unsafe { &*key };
+    // SAFETY: the value is copied at once.
+    let Some(instead) = unsafe { maps::SUPPRESSED_V6.get(key) }.copied() else {
         return result;
     };
     // A kernel that cannot be asked about one table (6.1): nothing leaves by what is suppressed.

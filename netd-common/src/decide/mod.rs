@@ -79,7 +79,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Decision<A> {
-    /// [`flow_kind`].
+    /// [`crate::abi::flow_kind`].
     pub kind: u8,
     /// Source NAT: 1 translates the source to `nat`, with a port still to be chosen.
     pub snat: u8,

@@ -489,7 +489,7 @@ pub fn ipsec_weight<F: Family, T: Steps<F>>(tables: &T, index: u32, side: u32) -
     }
 }
 
-/// [`decide::classify`]. Returns [`PUBLISHED`], [`PUBLISHED_UNLESS_HEARD`], [`DIRECT`], [`EGRESS`], or
+/// [`decide::classify`]. Returns `PUBLISHED`, `PUBLISHED_UNLESS_HEARD`, `DIRECT`, `EGRESS`, or
 /// a code for [`decode`].
 #[inline(always)]
 pub fn classify<F: Family, T: Steps<F>>(tables: &T, ifindex: u32, network: u32, fresh: u32) -> u32 {
