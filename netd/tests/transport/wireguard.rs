@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netd::lab::{
     Capture, Captured, Connection, IpNet, IptablesBackend, LeakGuard, Listen, Namespace, Outcome,
@@ -542,97 +542,6 @@ fn send_until(stop: &AtomicBool, mut living: Vec<TcpStream>) -> std::io::Result<
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(rounds)
-}
-
-/// Who came in by the tunnel gets its answers there or not at all: when the route back begins to say the uplink, while
-/// the tunnel and its address are as they were, nothing of the connection goes there in the clear.
-#[test]
-fn answers_of_the_tunnel_stay_in_it_when_its_route_goes() {
-    let program = need_wireguard!();
-    let hosts = Hosts::new(&program, Vec::new());
-    let (a, b) = (&hosts.a, &hosts.b);
-    let captures = clear_captures(&hosts);
-    let mut open = Vec::new();
-    for family in families() {
-        let (port, server) = if family.service.is_ipv4() {
-            (8081, "c0")
-        } else {
-            (8085, "n2a")
-        };
-        // Its own subnet has a route of its own to the tunnel; this address has the default one only.
-        let options = ProbeOptions::default().timeout(LONG);
-        let options = options.source(at(family.service, 0));
-        let mut connection =
-            Connection::open(&b.host.host, at(family.wg[0], port), &options).expect("published");
-        let got = connection.exchange(32, LONG);
-        a.outcome("before", by(server, family.service), got);
-        let local = connection.local().expect("an address");
-        let stream = connection.stream();
-        stream.set_nonblocking(true).expect("does not block");
-        open.push((local, connection, 0_usize));
-    }
-    // The client goes on asking, and the server answering, across the change.
-    let mut ask = |time: Duration| {
-        let mut buffer = [0; 4096];
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            for (_, connection, got) in &mut open {
-                let _ = connection.stream().write(b"echo 4\nabcd");
-                *got += connection.stream().read(&mut buffer).unwrap_or(0);
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        open.iter().map(|(_, _, got)| *got).collect::<Vec<_>>()
-    };
-    let answered = ask(SHORT);
-    let all = answered.iter().all(|got| *got > 1000);
-    a.check("answers before", "in both", format!("{answered:?}"), all);
-    std::thread::scope(|scope| {
-        let asking = scope.spawn(|| ask(Duration::from_secs(2)));
-        std::thread::sleep(Duration::from_millis(300));
-        for any in ANY {
-            let route = Route::to(net(any)).device(WG).table(MARK);
-            a.host.host.delete_route(&route).expect("route");
-        }
-        asking.join().expect("asking");
-    });
-    // The control: the same capture sees what goes in the clear.
-    for family in families() {
-        let inside = &a.host.container("n2b").namespace;
-        let options = ProbeOptions::default().timeout(LONG);
-        let got = tcp_probe(inside, at(family.service, SERVICE), &options);
-        a.outcome("in the clear", by("service", family.wan[0]), got);
-    }
-    let seen = captures.map(Capture::stop).concat();
-    for (family, (local, ..)) in families().into_iter().zip(&open) {
-        let from = |address| {
-            seen.iter()
-                .filter(move |frame| frame.decoded.source == Some(address))
-        };
-        let control = from(family.wan[0]).count();
-        a.check("the control is seen", "packets", control, control > 0);
-        let leaked: Vec<_> = seen
-            .iter()
-            .filter(|f| f.decoded.ports.is_some_and(|(_, to)| to == local.port()))
-            .chain(from(family.wg[0]))
-            .map(|frame| frame.decoded.to_string())
-            .collect();
-        let few = leaked
-            .iter()
-            .take(3)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("; ");
-        let got = format!("{}: {few}", leaked.len());
-        a.check(
-            &format!("answers to {local} in the clear"),
-            "none",
-            got,
-            leaked.is_empty(),
-        );
-    }
-    drop(open);
-    hosts.end();
 }
 
 /// Asks by every way, over old connections and new, and looks at the uplinks.
