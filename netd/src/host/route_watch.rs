@@ -19,7 +19,7 @@ use super::HostError;
 use super::containers::{NDMSG, Neighbour, decode_neighbour};
 use super::link::MacAddr;
 use super::netlink::{Message, Netlink, u16_at};
-use super::watch::{RTNLGRP_NEXTHOP, Wake, drain, listen, own_wake};
+use super::watch::{NOTIFICATION_BYTES, RTNLGRP_NEXTHOP, Wake, drain, listen, own_wake};
 
 /// The groups of which a message can mean another way.
 const GROUPS: [u32; 11] = [
@@ -35,8 +35,6 @@ const GROUPS: [u32; 11] = [
     libc::RTNLGRP_IPV6_NETCONF,
     RTNLGRP_NEXTHOP,
 ];
-/// One notification; the largest, of an interface, has a few KiB.
-const NOTIFICATION_BYTES: usize = 32 * 1024;
 
 /// Bridges whose neighbours are containers; shared with whoever knows them.
 #[derive(Clone, Debug, Default)]

@@ -90,7 +90,7 @@ const OTHERS_GROUPS: [u32; 3] = [
 /// Room for a burst (a network of hundreds of containers going down); taken only while used.
 const QUEUE_BYTES: usize = 1 << 20;
 /// One notification; the largest, of an interface, has a few KiB.
-const NOTIFICATION_BYTES: usize = 32 * 1024;
+pub(super) const NOTIFICATION_BYTES: usize = 32 * 1024;
 /// Notifications that one wake takes at most, so that a flood does not hold up the caller.
 const BATCH: usize = 1024;
 

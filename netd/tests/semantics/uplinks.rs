@@ -9,12 +9,11 @@ use std::time::Duration;
 use netd::lab::{
     CLIENT, CLIENT_EXTRA, DATAGRAM, Decoded, Frame, HOST, HOST_EXTRA, LabError, LeakGuard,
     Namespace, ProbeOptions, Question, Route, StandardHost, StandardHostOptions, Tcp, Tun, TunKind,
-    UdpStream, VethEnd, Vxlan, WEB, Want, Way, add_veth, frame, ip, net, ping, tcp_probe,
-    udp_probe,
+    UdpStream, VethEnd, WEB, Want, Way, add_veth, frame, ip, net, ping, tcp_probe, udp_probe,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::world::{LONG, World, at, by, need_root};
+use super::world::{LONG, World, add_verified_tunnel, at, by, need_root};
 
 /// The far end verifies the outer checksum, so the inner packets are CHECKSUM_COMPLETE: the kernel keeps a sum over
 /// the whole packet, which every rewrite must bring up to date.
@@ -28,30 +27,7 @@ fn a_tunnel_with_verified_checksums() {
     let world = World::new(
         options,
         |host| {
-            for (namespace, own, peer, last) in [
-                (&host.host, HOST, CLIENT, 1),
-                (&host.client, CLIENT, HOST, 2),
-            ] {
-                let vxlan = Vxlan {
-                    name: "vx0",
-                    vni: 7,
-                    local: own.into(),
-                    remote: peer.into(),
-                    port: 4789,
-                    udp_checksum: true,
-                };
-                namespace.add_vxlan(&vxlan).expect("VXLAN");
-                namespace.set_tx_offload("vx0", false).expect("offload");
-                namespace
-                    .add_address("vx0", net(&format!("100.64.0.{last}/24")))
-                    .expect("address");
-                namespace
-                    .add_address("vx0", net(&format!("fd77::{last}/64")))
-                    .expect("address");
-                namespace.set_up("vx0").expect("up");
-            }
-            host.host.wait_ready("vx0").expect("ready");
-            host.client.wait_ready("vx0").expect("ready");
+            add_verified_tunnel(host);
         },
         |toml| toml,
     );

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use netd::lab::{
-    Capture, Captured, Daemon, Frame, LabError, LeakGuard, Namespace, Outcome, Question,
-    StandardHost, StandardHostOptions, Want, inject,
+    CLIENT, Capture, Captured, Daemon, Frame, HOST, LabError, LeakGuard, Namespace, Outcome,
+    Question, StandardHost, StandardHostOptions, Vxlan, Want, inject, net,
 };
 
 /// A dropped probe takes this long.
@@ -237,6 +237,34 @@ impl World {
         );
         println!("{asked} as expected");
     }
+}
+
+/// A VXLAN between the host and its client, 100.64.0.1 and .2, fd77::1 and ::2, which verifies the outer checksum: what
+/// arrives by it bears a sum over the whole packet (CHECKSUM_COMPLETE), which every rewrite must bring up to date.
+pub fn add_verified_tunnel(host: &StandardHost) {
+    for (namespace, own, peer, last) in [
+        (&host.host, HOST, CLIENT, 1),
+        (&host.client, CLIENT, HOST, 2),
+    ] {
+        let vxlan = Vxlan {
+            name: "vx0",
+            vni: 7,
+            local: own.into(),
+            remote: peer.into(),
+            port: 4789,
+            udp_checksum: true,
+        };
+        namespace.add_vxlan(&vxlan).expect("VXLAN");
+        namespace.set_tx_offload("vx0", false).expect("offload");
+        for address in [format!("100.64.0.{last}/24"), format!("fd77::{last}/64")] {
+            namespace
+                .add_address("vx0", net(&address))
+                .expect("address");
+        }
+        namespace.set_up("vx0").expect("up");
+    }
+    host.host.wait_ready("vx0").expect("ready");
+    host.client.wait_ready("vx0").expect("ready");
 }
 
 /// A port of an address.

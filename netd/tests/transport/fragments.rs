@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netd::lab::{
-    CLIENT, Capture, DATAGRAM, Frame, HOST, Namespace, ProbeOptions, StandardHostOptions, Vxlan,
-    Want, inject, ip, net,
+    CLIENT, Capture, DATAGRAM, Frame, HOST, Namespace, ProbeOptions, StandardHostOptions, Want,
+    inject, ip,
 };
 use netd_common::crc32c::crc32c;
 use netd_common::model::cut::{cut, fragment, join};
 use netd_common::wire::{V4, V6};
 
-use crate::world::{LONG, World, at, by, need_root};
+use crate::world::{LONG, World, add_verified_tunnel, at, by, need_root};
 
 /// What must come after it has come.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -141,30 +141,10 @@ fn a_tunnel_with_verified_checksums() {
             ..Default::default()
         },
         |host| {
-            for (namespace, own, peer, last) in [
-                (&host.host, HOST, CLIENT, 1),
-                (&host.client, CLIENT, HOST, 2),
-            ] {
-                let vxlan = Vxlan {
-                    name: "vx0",
-                    vni: 7,
-                    local: own.into(),
-                    remote: peer.into(),
-                    port: 4789,
-                    udp_checksum: true,
-                };
-                namespace.add_vxlan(&vxlan).expect("VXLAN");
-                namespace.set_tx_offload("vx0", false).expect("offload");
-                for address in [format!("100.64.0.{last}/24"), format!("fd77::{last}/64")] {
-                    let address = net(&address);
-                    namespace.add_address("vx0", address).expect("address");
-                }
-                namespace.set_up("vx0").expect("up");
-                // What is cut is to fit into the tunnel and into the container.
-                namespace.set_mtu("vx0", 1400).expect("MTU");
-            }
-            host.host.wait_ready("vx0").expect("ready");
-            host.client.wait_ready("vx0").expect("ready");
+            add_verified_tunnel(host);
+            // What is cut is to fit into the tunnel and into the container.
+            host.host.set_mtu("vx0", 1400).expect("MTU");
+            host.client.set_mtu("vx0", 1400).expect("MTU");
             let n2b = host.container("n2b");
             n2b.namespace.set_mtu("eth0", 1400).expect("MTU");
         },

@@ -15,13 +15,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use netd::lab::{
-    CLIENT, Capture, Connection, DATAGRAM, Decoded, Frame, HOST, Hop, Listen, Namespace,
-    ProbeOptions, Route, Server, StandardHost, StandardHostOptions, Trace, Tun, TunKind, VethEnd,
-    Vxlan, WEB, Want, add_veth, ip, net, trace, udp_probe,
+    Capture, Connection, DATAGRAM, Decoded, Frame, Hop, Listen, Namespace, ProbeOptions, Route,
+    Server, StandardHost, StandardHostOptions, Trace, Tun, TunKind, VethEnd, WEB, Want, add_veth,
+    ip, net, trace, udp_probe,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::world::{LONG, Toml, World, at, by, need_root};
+use crate::world::{LONG, Toml, World, add_verified_tunnel, at, by, need_root};
 
 /// Nothing listens there, in a container or elsewhere.
 const CLOSED: u16 = 4999;
@@ -423,33 +423,12 @@ fn a_tunnel_with_verified_checksums() {
     let world = World::new(
         options,
         |host| {
-            for (namespace, own, peer, last) in [
-                (&host.host, HOST, CLIENT, 1),
-                (&host.client, CLIENT, HOST, 2),
-            ] {
-                let vxlan = Vxlan {
-                    name: "vx0",
-                    vni: 7,
-                    local: own.into(),
-                    remote: peer.into(),
-                    port: 4789,
-                    udp_checksum: true,
-                };
-                namespace.add_vxlan(&vxlan).expect("VXLAN");
-                namespace.set_tx_offload("vx0", false).expect("offload");
-                for address in [format!("100.64.0.{last}/24"), format!("fd77::{last}/64")] {
-                    namespace
-                        .add_address("vx0", net(&address))
-                        .expect("address");
-                }
-                namespace.set_up("vx0").expect("up");
-                talk_freely(namespace);
-            }
+            add_verified_tunnel(host);
+            talk_freely(&host.host);
+            talk_freely(&host.client);
             for container in &host.containers {
                 talk_freely(&container.namespace);
             }
-            host.host.wait_ready("vx0").expect("ready");
-            host.client.wait_ready("vx0").expect("ready");
         },
         publishes,
     );
